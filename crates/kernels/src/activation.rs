@@ -1,6 +1,6 @@
 //! The gated activation of the feed-forward part.
 
-use crate::device::{Device, Kind};
+use crate::device::{Device, Kind, no_backward};
 use crate::tensor::Tensor;
 
 impl Device {
@@ -11,6 +11,7 @@ impl Device {
     pub fn swiglu(&self, gate: &Tensor, up: &Tensor, out: &mut Tensor) {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.swiglu(gate.form.cpu(), up.form.cpu(), out.form.cpu_mut()),
+            Kind::Gpu(gpu) => gpu.swiglu(gate.form.gpu(), up.form.gpu(), out.form.gpu_mut()),
         }
     }
 
@@ -34,6 +35,7 @@ impl Device {
                 dgate.form.cpu_mut(),
                 dup.form.cpu_mut(),
             ),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The device: where tensors are stored and products run.
 //!
-//! A device of another kind (Vulkan, Metal, CUDA) is a variant of [`Kind`], a variant of [`Form`], and an arm in each verb.
+//! A device of another kind (CUDA) is a variant of [`Kind`], a variant of [`Form`], and an arm in each verb.
 
 use crate::cpu::device::CpuDevice;
 use crate::cpu::isa::Isa;
@@ -8,6 +8,8 @@ use crate::cpu::pause::pausing;
 use crate::cpu::weights::packed_bytes;
 use crate::dtype::SourceType;
 use crate::error::KernelError;
+use crate::gpu;
+use crate::gpu::device::GpuDevice;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,6 +21,65 @@ pub enum DeviceChoice {
         /// Threads that compute; default: as many as affinity and the cgroup's quota allow.
         threads: Option<usize>,
     },
+    /// A graphics card.
+    Gpu {
+        /// The interface to its driver.
+        api: GpuApi,
+        /// Its number among the cards of that interface, as [`Device::gpus`] lists them.
+        index: usize,
+    },
+}
+
+/// The interfaces to graphics cards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuApi {
+    /// Vulkan: NVIDIA, AMD, Intel, and software.
+    Vulkan,
+    /// Metal: Apple.
+    Metal,
+}
+
+impl GpuApi {
+    /// All of them.
+    pub const ALL: [GpuApi; 2] = [GpuApi::Vulkan, GpuApi::Metal];
+
+    /// Its name in `vulkan:0`.
+    pub fn name(self) -> &'static str {
+        match self {
+            GpuApi::Vulkan => "vulkan",
+            GpuApi::Metal => "metal",
+        }
+    }
+}
+
+/// What a driver says about a graphics card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// Its name for Lory: `vulkan:0`.
+    pub name: String,
+    /// Its name on the market.
+    pub model: String,
+    /// The maker's PCI number; 0 if the driver does not say.
+    pub vendor: u32,
+    /// The driver with its version.
+    pub driver: String,
+    /// What it is made of.
+    pub kind: GpuKind,
+    /// Bytes of its largest memory, where the driver says so.
+    pub memory: Option<u64>,
+}
+
+/// What a graphics card is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuKind {
+    /// A card with memory of its own.
+    Discrete,
+    /// Part of the processor, with the system's memory.
+    Integrated,
+    /// A card that a hypervisor shares, or one whose driver does not say what it is.
+    Virtual,
+    /// A driver that computes on the CPU, such as llvmpipe: for tests.
+    Software,
 }
 
 impl Default for DeviceChoice {
@@ -32,6 +93,8 @@ impl Default for DeviceChoice {
 pub enum Backend {
     /// The CPU.
     Cpu,
+    /// A graphics card.
+    Gpu,
 }
 
 impl Backend {
@@ -39,6 +102,7 @@ impl Backend {
     pub fn packed_bytes(self, source: SourceType, outputs: usize, inputs: usize) -> Option<u64> {
         match self {
             Backend::Cpu => packed_bytes(source, outputs, inputs),
+            Backend::Gpu => gpu::weights::packed_bytes(source, outputs, inputs),
         }
     }
 }
@@ -51,43 +115,76 @@ pub struct Device(Arc<Kind>);
 /// The kinds of devices. Each verb matches on it once.
 pub(crate) enum Kind {
     Cpu(CpuDevice),
+    Gpu(GpuDevice),
 }
 
 /// Something that a device made, in the form of the device's kind.
-pub(crate) enum Form<C> {
+pub(crate) enum Form<C, G> {
     Cpu(C),
+    Gpu(G),
 }
 
-impl<C> Form<C> {
+impl<C, G> Form<C, G> {
     /// The CPU's form.
     pub(crate) fn cpu(&self) -> &C {
-        let Form::Cpu(form) = self;
-        form
+        match self {
+            Form::Cpu(form) => form,
+            Form::Gpu(_) => wrong_device(),
+        }
     }
 
     /// The CPU's form.
     pub(crate) fn cpu_mut(&mut self) -> &mut C {
-        let Form::Cpu(form) = self;
-        form
+        match self {
+            Form::Cpu(form) => form,
+            Form::Gpu(_) => wrong_device(),
+        }
     }
+
+    /// The graphics card's form.
+    pub(crate) fn gpu(&self) -> &G {
+        match self {
+            Form::Gpu(form) => form,
+            Form::Cpu(_) => wrong_device(),
+        }
+    }
+
+    /// The graphics card's form.
+    pub(crate) fn gpu_mut(&mut self) -> &mut G {
+        match self {
+            Form::Gpu(form) => form,
+            Form::Cpu(_) => wrong_device(),
+        }
+    }
+}
+
+fn wrong_device() -> ! {
+    panic!("a device was given what another device made")
+}
+
+/// Callers check [`Device::trains`] first.
+pub(crate) fn no_backward() -> ! {
+    panic!("training on a graphics card is not supported")
 }
 
 impl Device {
     /// Opens the device that was chosen. The CPU runs on the instruction set of `LORY_ISA`, by default on its best.
     ///
     /// # Errors
-    /// `LORY_ISA` names an instruction set that this machine lacks.
+    /// `LORY_ISA` names an instruction set that this machine lacks; or there is no such graphics card, or it cannot be used.
     pub fn open(choice: DeviceChoice) -> Result<Device, KernelError> {
         let kind = match choice {
             DeviceChoice::Cpu { threads } => Kind::Cpu(CpuDevice::open(threads, Isa::from_env()?)?),
+            DeviceChoice::Gpu { api, index } => Kind::Gpu(GpuDevice::open(api, index)?),
         };
         Ok(Device(Arc::new(kind)))
     }
 
-    /// A description for people: `cpu, 2 threads, avx512 + bf16`.
+    /// A description for people: `cpu, 2 threads, avx512 + bf16`, `vulkan:0, NVIDIA L4`.
     pub fn describe(&self) -> String {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.describe(),
+            Kind::Gpu(gpu) => gpu.describe(),
         }
     }
 
@@ -95,6 +192,7 @@ impl Device {
     pub fn backend(&self) -> Backend {
         match self.kind() {
             Kind::Cpu(_) => Backend::Cpu,
+            Kind::Gpu(_) => Backend::Gpu,
         }
     }
 
@@ -102,6 +200,7 @@ impl Device {
     pub fn threads(&self) -> usize {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.threads(),
+            Kind::Gpu(gpu) => gpu.threads(),
         }
     }
 
@@ -109,16 +208,46 @@ impl Device {
     pub fn wait(&self) {
         match self.kind() {
             Kind::Cpu(_) => {}
+            Kind::Gpu(gpu) => gpu.executor().wait(),
         }
     }
 
     /// Runs `work`, whose operations call `pause` between two parts about every 20 ms, so that background work lets other work compute in
     /// between. The results are the same bits. If `pause` returns false, the rest of the work is abandoned and the result is `None`;
-    /// what it was writing then has unspecified values.
+    /// what it was writing then has unspecified values. A graphics card runs `work` without pauses.
     pub fn pausing<R>(&self, pause: Rc<dyn Fn() -> bool>, work: impl FnOnce() -> R) -> Option<R> {
         match self.kind() {
             Kind::Cpu(_) => pausing(pause, work),
+            // A card computes what was submitted to it to its end, and its verbs return before that. A pause here would only delay
+            // the recording of more work, and free nothing for others.
+            Kind::Gpu(_) => Some(work()),
         }
+    }
+
+    /// The graphics cards that the drivers of this machine offer, software ones too. Loads the drivers.
+    pub fn gpus() -> Vec<GpuInfo> {
+        gpu::cards::list()
+    }
+
+    /// What the driver says about one of [`Device::gpus`].
+    ///
+    /// # Errors
+    /// There is no such card; the message lists those that there are.
+    pub fn find_gpu(api: GpuApi, index: usize) -> Result<GpuInfo, KernelError> {
+        Ok(gpu::cards::find(api, index)?.1)
+    }
+
+    /// What the driver says about it, if it is a graphics card.
+    pub fn gpu_info(&self) -> Option<&GpuInfo> {
+        match self.kind() {
+            Kind::Cpu(_) => None,
+            Kind::Gpu(gpu) => Some(gpu.info()),
+        }
+    }
+
+    /// Whether it computes gradients: every verb whose name ends in `backward`, and dropout.
+    pub fn trains(&self) -> bool {
+        matches!(self.kind(), Kind::Cpu(_))
     }
 
     /// Bytes a second at which the device reads `bytes` bytes of its memory, in order, again and again: the ceiling of a step
@@ -129,6 +258,7 @@ impl Device {
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64, KernelError> {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.read_bandwidth(bytes),
+            Kind::Gpu(gpu) => gpu.executor().copy_bandwidth(bytes as u64),
         }
     }
 

@@ -27,4 +27,30 @@ pub enum KernelError {
         /// The shape and the bytes that were found.
         what: String,
     },
+    /// There is no graphics card of that name.
+    #[error("--device {name}: not a graphics card of this machine; known: {known}")]
+    NoCard {
+        /// The requested name.
+        name: String,
+        /// The names of those that were found.
+        known: String,
+    },
+    /// A graphics card cannot be used.
+    #[error("the graphics card {name} cannot be used: {reason}")]
+    Card {
+        /// Its name.
+        name: String,
+        /// The driver's reason, or what the card lacks.
+        reason: String,
+    },
+    /// A graphics card has no memory left.
+    #[error(
+        "no memory on the graphics card for {bytes} more bytes: {reason}; take a smaller base, or set --kv-memory lower"
+    )]
+    DeviceMemory {
+        /// Bytes that were requested.
+        bytes: u64,
+        /// The driver's reason, or the limit.
+        reason: String,
+    },
 }

@@ -1,15 +1,16 @@
 //! Paged keys and values, and the attention over them.
 
 use crate::cpu;
-use crate::device::{Device, Form, Kind};
+use crate::device::{Device, Form, Kind, no_backward};
 use crate::dtype::{KvShape, KvType};
 use crate::error::KernelError;
+use crate::gpu;
 use crate::step::Step;
 use crate::tensor::Tensor;
 
 /// The keys and values of all layers, in blocks of [`crate::BLOCK_TOKENS`] tokens that are named by number.
 pub struct KvCache {
-    pub(crate) form: Form<cpu::kv::KvCache>,
+    pub(crate) form: Form<cpu::kv::KvCache, gpu::attention::KvCache>,
 }
 
 impl KvCache {
@@ -17,13 +18,14 @@ impl KvCache {
     pub fn blocks(&self) -> usize {
         match &self.form {
             Form::Cpu(cache) => cache.blocks,
+            Form::Gpu(cache) => cache.blocks,
         }
     }
 }
 
 /// cos and sin of `position * theta^(-2i / head_dim)`, for every position of the context.
 pub struct RopeTable {
-    pub(crate) form: Form<cpu::rope::RopeTable>,
+    pub(crate) form: Form<cpu::rope::RopeTable, gpu::attention::RopeTable>,
 }
 
 /// The tensors that attention read and wrote in the forward.
@@ -51,6 +53,7 @@ impl Device {
     ) -> Result<KvCache, KernelError> {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::kv::KvCache::new(shape, blocks, dtype)?),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.kv_cache(shape, blocks, dtype)?),
         };
         Ok(KvCache { form })
     }
@@ -68,6 +71,7 @@ impl Device {
             Kind::Cpu(_) => Form::Cpu(cpu::rope::RopeTable::new(
                 head_dim, positions, theta, factors,
             )),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.rope_table(head_dim, positions, theta, factors)),
         };
         RopeTable { form }
     }
@@ -97,6 +101,15 @@ impl Device {
                 cache.form.cpu_mut(),
                 layer,
             ),
+            Kind::Gpu(gpu) => gpu.rope_store(
+                table.form.gpu(),
+                q.form.gpu_mut(),
+                k.form.gpu_mut(),
+                v.form.gpu(),
+                step.form.gpu(),
+                cache.form.gpu_mut(),
+                layer,
+            ),
         }
     }
 
@@ -119,6 +132,13 @@ impl Device {
                 cache.form.cpu(),
                 layer,
                 out.form.cpu_mut(),
+            ),
+            Kind::Gpu(gpu) => gpu.attention(
+                q.form.gpu(),
+                step.form.gpu(),
+                cache.form.gpu(),
+                layer,
+                out.form.gpu_mut(),
             ),
         }
     }
@@ -153,6 +173,7 @@ impl Device {
                 dk.form.cpu_mut(),
                 dv.form.cpu_mut(),
             ),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 
@@ -168,6 +189,7 @@ impl Device {
                 head_dim,
                 dx.form.cpu_mut(),
             ),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! | module | types | methods of [`Device`] |
 //! |---|---|---|
-//! | `device` | [`Device`], [`DeviceChoice`] | `open`, `describe`, `wait`, `pausing` |
+//! | `device` | [`Device`], [`DeviceChoice`], [`GpuInfo`] | `open`, `gpus`, `describe`, `wait`, `pausing`, `trains` |
 //! | `tensor` | [`Tensor`], [`Vector`] | `tensor`, `upload`, `vector`, `clear`, `copy`, `gather_rows`, `scatter_rows`, `scale_rows` |
 //! | `step` | [`Step`] | `step`: a step's tokens, sequences, adapter runs and dropout, uploaded once |
 //! | `weights` | [`Weights`] | `pack`, `embed` |
@@ -26,8 +26,9 @@
 //!
 //! # Devices
 //!
-//! `cpu/` is the CPU; its `mod.rs` says what to read first. A Vulkan, Metal or CUDA device is a folder next to it, a variant
-//! of `device::Kind` and of `device::Form`, and an arm in each method. Little above this crate changes.
+//! `cpu/` is the CPU, `gpu/` is Vulkan and Metal; the `mod.rs` of each says what to read first. A CUDA device is a folder next to
+//! them, a variant of `device::Kind` and of `device::Form`, and an arm in each method. Little above this crate changes.
+//! `quantized` reads the quantized source formats for all of them.
 //!
 //! `host/` is about the process's memory and files; it is used with every device.
 
@@ -36,19 +37,21 @@ mod cpu;
 mod device;
 mod dtype;
 mod error;
+mod gpu;
 mod host;
 mod kv;
 mod linear;
 mod lora;
 mod loss;
 mod norm;
+mod quantized;
 mod rows;
 mod step;
 mod tensor;
 mod weights;
 
 pub use cpu::isa::Isa;
-pub use device::{Backend, Device, DeviceChoice};
+pub use device::{Backend, Device, DeviceChoice, GpuApi, GpuInfo, GpuKind};
 pub use dtype::{Compute, KvShape, KvType, LoraType, SourceType};
 pub use error::KernelError;
 pub use host::{MappedFile, map_file, return_freed_memory, trim_heap};

@@ -1,8 +1,9 @@
 //! Products: projections with norm, bias and mixed LoRA, and their gradient by the input.
 
 use crate::cpu;
-use crate::device::{Device, Form, Kind};
+use crate::device::{Device, Form, Kind, no_backward};
 use crate::dtype::Compute;
+use crate::gpu;
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::tensor::{Tensor, Vector};
@@ -25,11 +26,11 @@ pub struct Projection<'a> {
 /// Buffers of [`Device::linear`] that a caller keeps from step to step.
 pub struct Workspace {
     normed: Tensor,
-    form: Form<cpu::linear::Workspace>,
+    form: Form<cpu::linear::Workspace, gpu::linear::Workspace>,
 }
 
 impl Workspace {
-    /// The rows as normalised by the last [`Device::linear`] that had a norm.
+    /// The rows as normalised by the last [`Device::linear`] that had a norm, on a device that trains.
     pub fn normed(&self) -> &Tensor {
         &self.normed
     }
@@ -40,6 +41,7 @@ impl Device {
     pub fn workspace(&self) -> Workspace {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::linear::Workspace::default()),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.workspace()),
         };
         Workspace {
             normed: self.tensor(),
@@ -88,6 +90,26 @@ impl Device {
                     compute,
                 );
             }
+            Kind::Gpu(gpu) => {
+                let mut projections: Vec<gpu::linear::Projection> = projections
+                    .iter_mut()
+                    .map(|p| gpu::linear::Projection {
+                        weights: p.weights.form.gpu(),
+                        bias: p.bias.map(|bias| bias.form.gpu()),
+                        lora: p.lora.as_ref().map(Lora::gpu),
+                        out: p.out.form.gpu_mut(),
+                        accumulate: p.accumulate,
+                    })
+                    .collect();
+                gpu.linear(
+                    workspace.form.gpu_mut(),
+                    workspace.normed.form.gpu_mut(),
+                    x.form.gpu(),
+                    norm.map(Norm::gpu),
+                    &mut projections,
+                    compute,
+                );
+            }
         }
     }
 
@@ -111,6 +133,7 @@ impl Device {
                 add,
                 compute,
             ),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 
@@ -127,6 +150,7 @@ impl Device {
                 dx.form.cpu_mut(),
                 compute,
             ),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 }

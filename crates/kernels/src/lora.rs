@@ -1,20 +1,22 @@
 //! Low-rank adapters next to a product, a different one for each row: `y += scale * (x A^T) B^T`.
 
 use crate::cpu;
-use crate::device::{Device, Form, Kind};
+use crate::device::{Device, Form, Kind, no_backward};
 use crate::dtype::LoraType;
 use crate::error::KernelError;
+use crate::gpu;
 use crate::step::Step;
 use crate::tensor::Tensor;
+use std::convert::Infallible;
 
 /// Memory for the pairs of one adapter, allocated and freed together.
 pub struct LoraArena {
-    form: Form<cpu::lora::LoraArena>,
+    form: Form<cpu::lora::LoraArena, gpu::lora::LoraArena>,
 }
 
 /// One adapter's pair of matrices for one linear layer, packed for products.
 pub struct LoraPack {
-    form: Form<cpu::lora::LoraPack>,
+    form: Form<cpu::lora::LoraPack, gpu::lora::LoraPack>,
 }
 
 impl LoraPack {
@@ -22,6 +24,7 @@ impl LoraPack {
     pub fn bytes(&self) -> usize {
         match &self.form {
             Form::Cpu(pack) => pack.bytes(),
+            Form::Gpu(pack) => pack.bytes(),
         }
     }
 }
@@ -57,13 +60,21 @@ impl<'a> Lora<'a> {
             dropout: step.dropout_at(self.linear),
         }
     }
+
+    pub(crate) fn gpu(&self) -> gpu::linear::Lora<'a> {
+        let packs = self.packs.iter();
+        gpu::linear::Lora {
+            step: self.step.form.gpu(),
+            packs: packs.map(|pack| pack.map(|pack| pack.form.gpu())).collect(),
+        }
+    }
 }
 
 /// One adapter's pair for one linear layer while it trains: its weights, and the gradients that a backward adds to.
 ///
 /// The gradients are on the device until [`Device::read_gradients`].
 pub struct LoraGrad<'a> {
-    form: Form<cpu::lora::LoraGrad<'a>>,
+    form: Form<cpu::lora::LoraGrad<'a>, Infallible>,
 }
 
 /// The host's side of a [`LoraGrad`].
@@ -94,6 +105,7 @@ impl Device {
     ) -> Result<LoraArena, KernelError> {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::lora::LoraArena::for_shapes(shapes, dtype)?),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.lora_arena(shapes, dtype)?),
         };
         Ok(LoraArena { form })
     }
@@ -120,6 +132,9 @@ impl Device {
                 scale,
                 dtype,
             )?),
+            Kind::Gpu(gpu) => {
+                Form::Gpu(gpu.lora_pack(arena.form.gpu(), a, b, shape, scale, dtype)?)
+            }
         };
         Ok(LoraPack { form })
     }
@@ -136,6 +151,7 @@ impl Device {
                 da: master.da,
                 db: master.db,
             }),
+            Kind::Gpu(_) => no_backward(),
         };
         LoraGrad { form }
     }
@@ -178,6 +194,7 @@ impl Device {
                     dx.form.cpu_mut(),
                 );
             }
+            Kind::Gpu(_) => no_backward(),
         }
     }
 
@@ -186,6 +203,7 @@ impl Device {
         match self.kind() {
             // They are there already.
             Kind::Cpu(_) => drop(gradients),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 }

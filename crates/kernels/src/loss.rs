@@ -23,6 +23,11 @@ impl Device {
                 let losses = &mut losses.form.cpu_mut().values_mut()[first..][..targets.len()];
                 cpu.cross_entropy(logits.form.cpu_mut(), targets, scale, losses);
             }
+            Kind::Gpu(gpu) => {
+                assert_eq!(losses.columns(), 1);
+                let (logits, losses) = (logits.form.gpu_mut(), losses.form.gpu_mut());
+                gpu.cross_entropy(logits, targets, scale, losses, first);
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! RMS norms, of rows and of heads (Zhang and Sennrich, 2019).
 
 use crate::cpu;
-use crate::device::{Device, Kind};
+use crate::device::{Device, Kind, no_backward};
+use crate::gpu;
 use crate::tensor::{Tensor, Vector};
 
 /// An RMS norm: y = x / sqrt(mean(x^2) + eps) * weight.
@@ -20,6 +21,13 @@ impl<'a> Norm<'a> {
             eps: self.eps,
         }
     }
+
+    pub(crate) fn gpu(self) -> gpu::rows::Norm<'a> {
+        gpu::rows::Norm {
+            weight: self.weight.form.gpu(),
+            eps: self.eps,
+        }
+    }
 }
 
 impl Device {
@@ -30,6 +38,10 @@ impl Device {
     pub fn rmsnorm(&self, x: &Tensor, norm: Norm, out: &mut Tensor) {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.rmsnorm(x.form.cpu(), norm.cpu(), out.form.cpu_mut()),
+            Kind::Gpu(gpu) => {
+                assert_eq!(x.columns(), norm.weight.len());
+                gpu.norm(x.form.gpu(), norm.gpu(), out.form.gpu_mut());
+            }
         }
     }
 
@@ -42,6 +54,7 @@ impl Device {
             Kind::Cpu(cpu) => {
                 cpu.rmsnorm_backward(dy.form.cpu(), x.form.cpu(), norm.cpu(), dx.form.cpu_mut())
             }
+            Kind::Gpu(_) => no_backward(),
         }
     }
 
@@ -53,6 +66,7 @@ impl Device {
     pub fn norm_heads(&self, x: &Tensor, norm: Norm, out: &mut Tensor) {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.norm_heads(x.form.cpu(), norm.cpu(), out.form.cpu_mut()),
+            Kind::Gpu(gpu) => gpu.norm(x.form.gpu(), norm.gpu(), out.form.gpu_mut()),
         }
     }
 
@@ -65,6 +79,7 @@ impl Device {
             Kind::Cpu(cpu) => {
                 cpu.norm_heads_backward(dy.form.cpu(), x.form.cpu(), norm.cpu(), dx.form.cpu_mut())
             }
+            Kind::Gpu(_) => no_backward(),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use crate::cpu;
 use crate::device::{Device, Form, Kind};
+use crate::gpu;
 use crate::rows::StepRows;
 
 /// The metadata of a step's rows, on a device.
 pub struct Step {
-    pub(crate) form: Form<cpu::step::Step>,
+    pub(crate) form: Form<cpu::step::Step, gpu::step::Step>,
 }
 
 impl Device {
@@ -17,6 +18,7 @@ impl Device {
     pub fn step(&self, rows: StepRows) -> Step {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::step::Step::new(rows)),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.step(rows)),
         };
         Step { form }
     }

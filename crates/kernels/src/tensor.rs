@@ -2,11 +2,12 @@
 //! [`Tensor::read_into`].
 
 use crate::cpu;
-use crate::device::{Device, Form, Kind};
+use crate::device::{Device, Form, Kind, no_backward};
+use crate::gpu;
 
 /// `rows x columns` of f32 on a device. Keeps its memory when it shrinks, so a step allocates nothing.
 pub struct Tensor {
-    pub(crate) form: Form<cpu::tensor::Tensor>,
+    pub(crate) form: Form<cpu::tensor::Tensor, gpu::tensor::Tensor>,
 }
 
 impl Tensor {
@@ -14,6 +15,7 @@ impl Tensor {
     pub fn rows(&self) -> usize {
         match &self.form {
             Form::Cpu(tensor) => tensor.rows(),
+            Form::Gpu(tensor) => tensor.rows(),
         }
     }
 
@@ -21,6 +23,7 @@ impl Tensor {
     pub fn columns(&self) -> usize {
         match &self.form {
             Form::Cpu(tensor) => tensor.columns(),
+            Form::Gpu(tensor) => tensor.columns(),
         }
     }
 
@@ -29,6 +32,7 @@ impl Tensor {
         values.clear();
         match &self.form {
             Form::Cpu(tensor) => values.extend_from_slice(tensor.values()),
+            Form::Gpu(tensor) => tensor.read_into(values),
         }
     }
 
@@ -42,7 +46,7 @@ impl Tensor {
 
 /// A vector of f32 that a device keeps: a norm's weight or a bias.
 pub struct Vector {
-    pub(crate) form: Form<Vec<f32>>,
+    pub(crate) form: Form<Vec<f32>, gpu::tensor::Vector>,
 }
 
 impl Vector {
@@ -51,6 +55,7 @@ impl Vector {
     pub fn len(&self) -> usize {
         match &self.form {
             Form::Cpu(vector) => vector.len(),
+            Form::Gpu(vector) => vector.length,
         }
     }
 }
@@ -60,6 +65,7 @@ impl Device {
     pub fn tensor(&self) -> Tensor {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::tensor::Tensor::default()),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.tensor()),
         };
         Tensor { form }
     }
@@ -68,6 +74,11 @@ impl Device {
     pub fn zeros(&self, rows: usize, columns: usize) -> Tensor {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(cpu::tensor::Tensor::zeros(rows, columns)),
+            Kind::Gpu(gpu) => {
+                let mut tensor = gpu.tensor();
+                tensor.clear(rows, columns);
+                Form::Gpu(tensor)
+            }
         };
         Tensor { form }
     }
@@ -83,6 +94,11 @@ impl Device {
                 columns,
                 values.to_vec(),
             )),
+            Kind::Gpu(gpu) => {
+                let mut tensor = gpu.tensor();
+                tensor.write(rows, columns, values);
+                Form::Gpu(tensor)
+            }
         };
         Tensor { form }
     }
@@ -91,6 +107,7 @@ impl Device {
     pub fn vector(&self, values: &[f32]) -> Vector {
         let form = match self.kind() {
             Kind::Cpu(_) => Form::Cpu(values.to_vec()),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.vector(values)),
         };
         Vector { form }
     }
@@ -103,6 +120,7 @@ impl Device {
                 tensor.resize(rows, columns);
                 tensor.clear();
             }
+            Kind::Gpu(_) => tensor.form.gpu_mut().clear(rows, columns),
         }
     }
 
@@ -110,6 +128,7 @@ impl Device {
     pub fn copy(&self, from: &Tensor, to: &mut Tensor) {
         match self.kind() {
             Kind::Cpu(_) => to.form.cpu_mut().copy_from(from.form.cpu()),
+            Kind::Gpu(_) => to.form.gpu_mut().copy_from(from.form.gpu()),
         }
     }
 
@@ -120,6 +139,7 @@ impl Device {
     pub fn gather_rows(&self, from: &Tensor, rows: &[u32], to: &mut Tensor) {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.gather_rows(from.form.cpu(), rows, to.form.cpu_mut()),
+            Kind::Gpu(gpu) => gpu.gather_rows(from.form.gpu(), rows, to.form.gpu_mut()),
         }
     }
 
@@ -130,6 +150,7 @@ impl Device {
     pub fn scatter_rows(&self, from: &Tensor, rows: &[u32], to: &mut Tensor) {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.scatter_rows(from.form.cpu(), rows, to.form.cpu_mut()),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 
@@ -140,6 +161,7 @@ impl Device {
     pub fn scale_rows(&self, tensor: &mut Tensor, rows: &[u32], factors: &[f32]) {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.scale_rows(tensor.form.cpu_mut(), rows, factors),
+            Kind::Gpu(_) => no_backward(),
         }
     }
 }

@@ -4,12 +4,13 @@ use crate::cpu;
 use crate::device::{Device, Form, Kind};
 use crate::dtype::SourceType;
 use crate::error::KernelError;
+use crate::gpu;
 use crate::step::Step;
 use crate::tensor::Tensor;
 
 /// The frozen weights of a linear layer, `outputs x inputs`.
 pub struct Weights {
-    pub(crate) form: Form<cpu::weights::Weights>,
+    pub(crate) form: Form<cpu::weights::Weights, gpu::weights::Weights>,
 }
 
 impl Weights {
@@ -17,6 +18,7 @@ impl Weights {
     pub fn outputs(&self) -> usize {
         match &self.form {
             Form::Cpu(weights) => weights.outputs,
+            Form::Gpu(weights) => weights.outputs,
         }
     }
 
@@ -24,6 +26,7 @@ impl Weights {
     pub fn inputs(&self) -> usize {
         match &self.form {
             Form::Cpu(weights) => weights.inputs,
+            Form::Gpu(weights) => weights.inputs,
         }
     }
 
@@ -31,6 +34,7 @@ impl Weights {
     pub fn bytes(&self) -> usize {
         match &self.form {
             Form::Cpu(weights) => weights.bytes(),
+            Form::Gpu(weights) => weights.bytes(),
         }
     }
 }
@@ -50,6 +54,7 @@ impl Device {
     ) -> Result<Weights, KernelError> {
         let form = match self.kind() {
             Kind::Cpu(cpu) => Form::Cpu(cpu.pack(source, bytes, shape, order)?),
+            Kind::Gpu(gpu) => Form::Gpu(gpu.pack(source, bytes, shape, order)?),
         };
         Ok(Weights { form })
     }
@@ -65,6 +70,7 @@ impl Device {
                 &step.form.cpu().tokens,
                 out.form.cpu_mut(),
             ),
+            Kind::Gpu(gpu) => gpu.embed(table.form.gpu(), step.form.gpu(), out.form.gpu_mut()),
         }
     }
 }

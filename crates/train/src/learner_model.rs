@@ -115,6 +115,12 @@ impl ModelLearner {
         let yield_point = self.yield_point.clone();
         let guard = YieldGuard::new(yield_point.as_ref(), device, self.pace);
         check(batch, &model)?;
+        if gradients.is_some() && !device.trains() {
+            return Err(TrainError::Learner(format!(
+                "training on {} is not supported; train with --device cpu",
+                device.describe()
+            )));
+        }
         let layout = Layout::new(params.len(), batch);
         if layout.trained.is_empty() {
             return Ok(vec![LossSum::default(); batch.len()]);

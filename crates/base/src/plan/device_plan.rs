@@ -15,11 +15,12 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
-    /// The backend that packs the weights. Lory has one backend, so what a GPU would take is estimated by the CPU's packing.
+    /// The backend that packs the weights.
     #[must_use]
     pub fn backend(&self) -> Backend {
         match self {
-            DeviceKind::Cpu | DeviceKind::Gpu(_) => Backend::Cpu,
+            DeviceKind::Cpu => Backend::Cpu,
+            DeviceKind::Gpu(_) => Backend::Gpu,
         }
     }
 }
@@ -56,7 +57,7 @@ impl MemoryPlan {
 pub struct DevicePlan {
     /// The device.
     pub device: DeviceKind,
-    /// Whether Lory runs on it today.
+    /// Whether Lory can run on it: a GPU needs a driver.
     pub runnable: bool,
     /// The type of float weights in memory; `None` keeps the file's types.
     #[serde(serialize_with = "named")]

@@ -66,8 +66,8 @@ impl DevicePlan {
         let verdict = match (self.runnable, self.fits) {
             (true, true) => "",
             (true, false) => " (does not fit)",
-            (false, true) => " (not yet runnable)",
-            (false, false) => " (not yet runnable, and does not fit)",
+            (false, true) => " (no driver)",
+            (false, false) => " (no driver, and does not fit)",
         };
         let mut text = format!(
             "{}{verdict}\n  precision  {}\n  memory     {}\n             {} at the peak",

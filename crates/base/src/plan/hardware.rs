@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use kernels::Isa;
+use kernels::{Device, GpuInfo, GpuKind, Isa};
 use serde::Serialize;
 
 use crate::memory::{self, AvailableMemory};
@@ -31,7 +31,39 @@ pub struct Gpu {
     pub memory: Option<u64>,
     /// Whether it shares the machine's memory.
     pub unified: bool,
+    /// Its name for `--device`; `None` if no Vulkan or Metal driver offers it.
+    pub device: Option<String>,
+    /// The driver with its version; empty if there is none.
+    pub driver: String,
+    /// Whether it is a driver that computes on the CPU.
+    pub software: bool,
 }
+
+impl From<GpuInfo> for Gpu {
+    fn from(info: GpuInfo) -> Gpu {
+        Gpu {
+            vendor: match info.vendor {
+                NVIDIA => Vendor::Nvidia,
+                AMD => Vendor::Amd,
+                INTEL => Vendor::Intel,
+                // Metal has no number for Apple's own.
+                _ if info.name.starts_with("metal") => Vendor::Apple,
+                _ => Vendor::Other,
+            },
+            name: info.model,
+            memory: info.memory,
+            unified: matches!(info.kind, GpuKind::Integrated | GpuKind::Software),
+            device: Some(info.name),
+            driver: info.driver,
+            software: info.kind == GpuKind::Software,
+        }
+    }
+}
+
+/// The makers' PCI numbers.
+const NVIDIA: u32 = 0x10de;
+const AMD: u32 = 0x1002;
+const INTEL: u32 = 0x8086;
 
 /// The hardware that the planner plans for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -51,7 +83,7 @@ pub struct HardwareProfile {
 }
 
 impl HardwareProfile {
-    /// The profile of this machine.
+    /// The profile of this machine, with the GPUs that the system lists. No driver is loaded.
     ///
     /// # Errors
     /// `LORY_ISA` names an instruction set that this machine lacks.
@@ -64,6 +96,9 @@ impl HardwareProfile {
                 vendor: Vendor::Apple,
                 memory: None,
                 unified: true,
+                device: None,
+                driver: String::new(),
+                software: false,
             });
         }
         Ok(HardwareProfile {
@@ -75,6 +110,23 @@ impl HardwareProfile {
             gpus,
         })
     }
+
+    /// Loads the Vulkan and Metal drivers. The GPUs are then those that they offer, followed by those that only the system
+    /// lists.
+    #[must_use]
+    pub fn with_drivers(mut self) -> HardwareProfile {
+        self.gpus = with_offered(Device::gpus(), self.gpus);
+        self
+    }
+}
+
+/// A driver's cards replace the system's entries of the same maker: their names and order differ.
+fn with_offered(offered: Vec<GpuInfo>, listed: Vec<Gpu>) -> Vec<Gpu> {
+    let mut gpus: Vec<Gpu> = offered.into_iter().map(Gpu::from).collect();
+    let is_offered = |gpu: &Gpu| gpus.iter().any(|other| other.vendor == gpu.vendor);
+    let rest: Vec<Gpu> = listed.into_iter().filter(|gpu| !is_offered(gpu)).collect();
+    gpus.extend(rest);
+    gpus
 }
 
 /// The GPUs that Linux lists under `root`: NVIDIA's driver lists its own, the direct rendering manager (DRM) lists all.
@@ -101,10 +153,10 @@ fn gpus_under(root: &Path) -> Vec<Gpu> {
         };
         let (vendor, maker) = match vendor {
             // The driver's list has names. If the driver is not loaded, only DRM lists the card.
-            0x10de if gpus.iter().any(|gpu| gpu.vendor == Vendor::Nvidia) => continue,
-            0x10de => (Vendor::Nvidia, "NVIDIA"),
-            0x1002 => (Vendor::Amd, "AMD"),
-            0x8086 => (Vendor::Intel, "Intel"),
+            NVIDIA if gpus.iter().any(|gpu| gpu.vendor == Vendor::Nvidia) => continue,
+            NVIDIA => (Vendor::Nvidia, "NVIDIA"),
+            AMD => (Vendor::Amd, "AMD"),
+            INTEL => (Vendor::Intel, "Intel"),
             // Display adapters of virtual machines and of server management are not GPUs.
             _ => continue,
         };
@@ -117,6 +169,9 @@ fn gpus_under(root: &Path) -> Vec<Gpu> {
             vendor,
             memory,
             unified: vendor == Vendor::Intel && memory.is_none(),
+            device: None,
+            driver: String::new(),
+            software: false,
         });
     }
     gpus
@@ -147,6 +202,9 @@ fn nvidia(root: &Path) -> Vec<Gpu> {
                 .ok()
                 .and_then(|text| window(&text)),
             unified: false,
+            device: None,
+            driver: String::new(),
+            software: false,
         })
     };
     cards.iter().filter_map(|card| gpu(card)).collect()
@@ -204,6 +262,33 @@ mod tests {
         assert_eq!(found[0].name, "AMD GPU 744c");
         assert_eq!(found[0].memory, Some(25_753_026_560));
         assert!(found[1].unified && found[1].vendor == Vendor::Intel);
+    }
+
+    #[test]
+    fn cards_of_a_driver_replace_the_systems_entries_of_their_maker() {
+        let offered = |name: &str, vendor, kind| GpuInfo {
+            name: name.to_owned(),
+            model: "a card".to_owned(),
+            vendor,
+            driver: "a driver".to_owned(),
+            kind,
+            memory: Some(8 << 30),
+        };
+        let listed = machine(&[
+            ("sys/class/drm/card0/device/vendor", "0x1002\n"),
+            ("sys/class/drm/card1/device/vendor", "0x10de\n"),
+        ]);
+        let found = with_offered(
+            vec![
+                offered("vulkan:0", AMD, GpuKind::Discrete),
+                offered("vulkan:1", 0x10005, GpuKind::Software),
+            ],
+            listed,
+        );
+        let devices: Vec<Option<&str>> = found.iter().map(|gpu| gpu.device.as_deref()).collect();
+        assert_eq!(devices, [Some("vulkan:0"), Some("vulkan:1"), None]);
+        assert_eq!(found[2].vendor, Vendor::Nvidia);
+        assert!(found[1].software && !found[0].software);
     }
 
     #[test]

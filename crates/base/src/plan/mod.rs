@@ -1,7 +1,7 @@
 //! Plans where a base runs, in which precision, and how much memory it needs, before anything is loaded.
 //!
-//! [`plan`] is a pure function of a machine's profile and a model's sizes. It also plans for devices that Lory cannot use yet, to show
-//! what the machine could do. It only chooses one that it can use.
+//! [`plan`] and [`plan_on`] are pure functions of a machine's profile and a model's sizes. [`plan`] chooses the CPU, and also plans
+//! for the machine's other devices, to show what they could do; [`plan_on`] is for a GPU that the user named.
 //!
 //! The precision that `auto` chooses depends on the memory that the machine has, never on what is free at the moment or on a
 //! measurement: the same command on the same machine always computes the same, and a training run can resume.
@@ -32,26 +32,33 @@ pub struct InsufficientMemory {
     advice: String,
 }
 
-/// Decides where and how a model runs.
+/// Decides how a model runs if the user names no device: on the CPU, until Lory was measured on GPUs.
 #[must_use]
 pub fn plan(hardware: &HardwareProfile, sizes: &ModelSizes, request: &PlanRequest) -> Plan {
-    let cpu = rules::on_cpu(hardware, sizes, request);
-    let mut others: Vec<DevicePlan> = hardware
-        .gpus
-        .iter()
-        .map(|gpu| rules::on_gpu(gpu, hardware, sizes, request))
-        .collect();
-    // A GPU that Lory runs on, and on which the model fits, comes before the CPU.
-    let best = others.iter().position(|gpu| gpu.runnable && gpu.fits);
-    let chosen = match best {
-        Some(at) => std::mem::replace(&mut others[at], cpu),
-        None => cpu,
-    };
-    Plan { chosen, others }
+    let on_gpu = |gpu| rules::on_gpu(gpu, hardware, sizes, request);
+    Plan {
+        chosen: rules::on_cpu(hardware, sizes, request),
+        others: hardware.gpus.iter().map(on_gpu).collect(),
+    }
+}
+
+/// Decides how a model runs on the GPU that the user named.
+#[must_use]
+pub fn plan_on(
+    gpu: &Gpu,
+    hardware: &HardwareProfile,
+    sizes: &ModelSizes,
+    request: &PlanRequest,
+) -> Plan {
+    Plan {
+        chosen: rules::on_gpu(gpu, hardware, sizes, request),
+        others: vec![rules::on_cpu(hardware, sizes, request)],
+    }
 }
 
 impl Plan {
-    /// Refuses a plan that does not fit into the memory that is free now, before any of it is allocated.
+    /// Refuses a plan that does not fit, before anything is allocated: into the memory that is free now, or into what a card may
+    /// use of its own. What other programs take of a card is found out when it is allocated.
     ///
     /// # Errors
     /// [`InsufficientMemory`], with the numbers and what to change.
@@ -61,8 +68,10 @@ impl Plan {
         sizes: &ModelSizes,
         request: &PlanRequest,
     ) -> Result<(), InsufficientMemory> {
-        let Some(available) = hardware.available else {
-            return Ok(());
+        let (bytes, whose) = match (&self.chosen.device, hardware.available) {
+            (DeviceKind::Gpu(_), _) => (self.chosen.capacity, "usable on this GPU"),
+            (DeviceKind::Cpu, Some(free)) => (free.bytes, free.limit.description()),
+            (DeviceKind::Cpu, None) => return Ok(()),
         };
         let memory = MemoryPlan {
             // What the planner chose is an upper limit: each run is checked when it starts.
@@ -70,20 +79,20 @@ impl Plan {
             ..self.chosen.memory
         };
         let needs = memory.peak();
-        if needs <= available.bytes {
+        if needs <= bytes {
             return Ok(());
         }
         Err(InsufficientMemory {
             needs: format_size(needs),
-            has: format_size(available.bytes),
-            whose: available.limit.description(),
+            has: format_size(bytes),
+            whose,
             detail: display::parts(&self.chosen),
             advice: rules::advice(
                 &self.chosen.device,
                 sizes,
                 request,
                 self.chosen.precision,
-                available.bytes,
+                bytes,
             ),
         })
     }

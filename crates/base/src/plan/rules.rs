@@ -113,7 +113,10 @@ fn finish(
         ));
     }
     if !runnable {
-        reasons.push("Lory does not run on this device yet".to_owned());
+        reasons.push(
+            "no Vulkan or Metal driver offers this card: install its driver; in a container, set NVIDIA_DRIVER_CAPABILITIES=all"
+                .to_owned(),
+        );
     }
     if inputs.request.train_memory.is_none() {
         memory.training = match capacity {
@@ -175,14 +178,14 @@ fn cpu_reasons(inputs: Inputs, precision: Precision, capacity: u64) -> Vec<Strin
     vec![speed, size]
 }
 
-/// How the model would run on a GPU.
+/// How the model runs on a GPU.
 pub(super) fn on_gpu(
     gpu: &Gpu,
     hardware: &HardwareProfile,
     sizes: &ModelSizes,
     request: &PlanRequest,
 ) -> DevicePlan {
-    let device = DeviceKind::Gpu(gpu.name.clone());
+    let device = DeviceKind::Gpu(gpu.device.as_ref().unwrap_or(&gpu.name).clone());
     let inputs = Inputs {
         sizes,
         request,
@@ -210,7 +213,12 @@ pub(super) fn on_gpu(
     if unknown {
         reasons.push("the system does not report how much memory it has".to_owned());
     }
-    finish(device, false, precision, capacity, inputs, reasons)
+    if gpu.software {
+        reasons
+            .push("it computes on the CPU, slower than --device cpu: use it for tests".to_owned());
+    }
+    let runnable = gpu.device.is_some();
+    finish(device, runnable, precision, capacity, inputs, reasons)
 }
 
 /// 4 bits on a card, unless it has memory to spare.

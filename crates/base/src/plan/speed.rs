@@ -61,10 +61,13 @@ pub fn measure_speed(
         device.linear(&mut workspace, &x, None, &mut projections, Compute::Int8);
     };
     // Not timed: it touches every page.
-    layers.weights.iter().for_each(&mut row);
-    let (pass_seconds, pass_total) =
-        time(MIN_DURATION, || layers.weights.iter().for_each(&mut row));
-    let (head_seconds, head_total) = time(MIN_DURATION / 3, || row(&head));
+    let mut pass = |weights: &[Weights]| {
+        weights.iter().for_each(&mut row);
+        device.wait();
+    };
+    pass(&layers.weights);
+    let (pass_seconds, pass_total) = time(MIN_DURATION, || pass(&layers.weights));
+    let (head_seconds, head_total) = time(MIN_DURATION / 3, || pass(std::slice::from_ref(&head)));
     let layer_seconds = pass_seconds / layers.count as f64;
     let whole_head_seconds = head_seconds * config.vocab_size as f64 / head_rows as f64;
     Ok(Some(MeasuredSpeed {

@@ -53,6 +53,9 @@ fn gpu(vendor: Vendor, memory: Option<u64>) -> Gpu {
         vendor,
         memory,
         unified: vendor == Vendor::Apple,
+        device: None,
+        driver: String::new(),
+        software: false,
     }
 }
 

@@ -49,6 +49,14 @@ impl JobsState {
             let why = error.to_string();
             return Err(JobError::NoJobs { why });
         }
+        let device = self.service.base().model.device();
+        if !device.trains() {
+            let why = format!(
+                "the base runs on {}, and training needs --device cpu",
+                device.describe()
+            );
+            return Err(JobError::NoJobs { why });
+        }
         let record = new.record(self, caller, &viewer)?;
         // Checked under the lock that a deletion takes.
         let files_exist = || {

@@ -1,6 +1,7 @@
 //! Helpers that the tests share: random numbers, the instruction sets at hand, finite differences.
 
 use crate::cpu::isa::Isa;
+use crate::dtype::SourceType;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
@@ -81,4 +82,57 @@ pub(crate) fn assert_same_bits(isa: Isa, got: &[f32], expected: &[f32]) {
             isa.name()
         );
     }
+}
+
+/// Every type of source.
+pub(crate) const TYPES: [SourceType; 15] = [
+    SourceType::F32,
+    SourceType::F16,
+    SourceType::BF16,
+    SourceType::Q4_0,
+    SourceType::Q4_1,
+    SourceType::Q5_0,
+    SourceType::Q5_1,
+    SourceType::Q8_0,
+    SourceType::Q2_K,
+    SourceType::Q3_K,
+    SourceType::Q4_K,
+    SourceType::Q5_K,
+    SourceType::Q6_K,
+    SourceType::IQ4_NL,
+    SourceType::IQ4_XS,
+];
+
+/// Random blocks: random integers, small scales.
+pub(crate) fn random_bytes(source: SourceType, values: usize, r: &mut Random) -> Vec<u8> {
+    let mut out = Vec::new();
+    let f16_bytes = |x: f32| half::f16::from_f32(x).to_le_bytes();
+    for _ in 0..values / source.block_values() {
+        let mut b: Vec<u8> = (0..source.block_bytes()).map(|_| r.next() as u8).collect();
+        let d = f16_bytes(0.01 + 0.01 * r.value().abs());
+        let m = f16_bytes(0.05 * r.value());
+        match source {
+            SourceType::F32 => b = r.value().to_le_bytes().to_vec(),
+            SourceType::F16 => b = f16_bytes(r.value()).to_vec(),
+            SourceType::BF16 => b = half::bf16::from_f32(r.value()).to_le_bytes().to_vec(),
+            SourceType::Q2_K => {
+                b[80..82].copy_from_slice(&f16_bytes(0.01));
+                b[82..].copy_from_slice(&f16_bytes(0.02));
+            }
+            SourceType::Q3_K => b[108..].copy_from_slice(&f16_bytes(0.001)),
+            SourceType::IQ4_XS => b[..2].copy_from_slice(&f16_bytes(0.0001)),
+            SourceType::Q6_K => b[208..].copy_from_slice(&f16_bytes(0.0005)),
+            SourceType::Q4_K | SourceType::Q5_K => {
+                b[..2].copy_from_slice(&f16_bytes(0.001));
+                b[2..4].copy_from_slice(&f16_bytes(0.002));
+            }
+            SourceType::Q4_1 | SourceType::Q5_1 => {
+                b[..2].copy_from_slice(&d);
+                b[2..4].copy_from_slice(&m);
+            }
+            _ => b[..2].copy_from_slice(&d),
+        }
+        out.extend(b);
+    }
+    out
 }

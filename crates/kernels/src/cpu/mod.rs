@@ -13,7 +13,7 @@ pub(crate) mod backward;
 mod bandwidth;
 mod bf16;
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 pub(crate) mod device;
 mod elementwise;
 mod gemm;
@@ -30,7 +30,7 @@ pub(crate) mod norm;
 pub(crate) mod pause;
 mod pool;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 pub(crate) mod rope;
 mod rows;
 mod scatter;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use registry::{Persona, Personas};
 
 use crate::cli::exit::ExitStatus;
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::generate;
@@ -41,6 +41,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     personas: PersonasArgs,
     #[command(flatten)]
     registry: RegistryArgs,
@@ -51,9 +53,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
     let start = Instant::now();
     let titles = titles(&catalog.personas());
-    let planned = located.plan(&args.precision, PlanRequest::default())?;
+    let planned = located.plan(
+        &args.precision,
+        args.device.choice(None),
+        PlanRequest::default(),
+    )?;
     let settings = with_home_folders(Settings {
         load: planned.load,
+        device: planned.device,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()

@@ -2,11 +2,12 @@
 
 use bytesize::ByteSize;
 
+use kernels::{Device, DeviceChoice};
 use model::ModelSizes;
 use serde_json::{Value, json};
 
 use crate::cli::exit::ExitStatus;
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs, open_device};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::units::memory_size;
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
@@ -21,11 +22,12 @@ use base::{BaseFiles, BaseText};
 #[command(after_help = "\
 With --base, the plan has the device, the precision, the memory and the expected speed, each with its reason. The speed is
 measured for half a second on matrix products with the base's shapes, for one answer; attention over a long context is not
-included. The base is not loaded. GPUs are listed and planned for, but not used yet.
+included. The base is not loaded. GPUs have the names that --device takes; those without a driver have none.
 
 Examples:
   lory doctor
   lory doctor --base ./Llama-3.1-8B-Instruct --precision q4
+  lory doctor --base ./Llama-3.1-8B-Instruct --device vulkan:0
   lory doctor --base Qwen/Qwen2.5-0.5B-Instruct --kv-memory 2GiB --json")]
 pub(crate) struct Args {
     /// The base to plan for: a known one, a pulled repository, or the path of a GGUF file or a Hugging Face folder
@@ -33,6 +35,8 @@ pub(crate) struct Args {
     base: Option<String>,
     #[command(flatten)]
     precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Memory for the KV cache of running requests
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = memory_size)]
     kv_memory: ByteSize,
@@ -54,7 +58,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
-    let hardware = HardwareProfile::of_this_machine()?;
+    let hardware = HardwareProfile::of_this_machine()?.with_drivers();
     let cached = Home::find().map(|home| QuantCache::in_folder(home.quant_cache()).list());
     let cached = cached.unwrap_or_default();
     let mut report = json!({"machine": hardware, "quantized": cached});
@@ -96,10 +100,17 @@ fn plan_base(
         train_memory: args.train_memory.map(|size| size.as_u64()),
         ..PlanRequest::default()
     };
-    let plan = plan::plan(hardware, &sizes, &demand);
+    let device = args.device.choice(None);
+    let plan = match device {
+        DeviceChoice::Cpu { .. } => plan::plan(hardware, &sizes, &demand),
+        DeviceChoice::Gpu { api, index } => {
+            let gpu = Device::find_gpu(api, index)?.into();
+            plan::plan_on(&gpu, hardware, &sizes, &demand)
+        }
+    };
     let refused = plan.check(hardware, &sizes, &demand).err();
     let probe = match (args.no_probe, &refused) {
-        (false, None) => measure(&sizes, plan.chosen.precision)?,
+        (false, None) => measure(device, &sizes, plan.chosen.precision)?,
         _ => None,
     };
     let mut text = format!(
@@ -167,12 +178,13 @@ fn check_template(base: anyhow::Result<BaseText>, report: &mut Value) -> String 
 
 /// Measures the speed of one answer on weights of the base's shapes.
 fn measure(
+    device: DeviceChoice,
     sizes: &ModelSizes,
     precision: Option<model::Precision>,
 ) -> anyhow::Result<Option<MeasuredSpeed>> {
     let mut progress = Progress::stderr();
     progress.spin("Measuring");
-    let probe = plan::measure_speed(&open_device(None)?, sizes, precision)?;
+    let probe = plan::measure_speed(&Device::open(device)?, sizes, precision)?;
     progress.clear();
     Ok(probe)
 }
@@ -204,7 +216,15 @@ fn machine(hardware: &HardwareProfile, cached: &[CacheEntry]) -> String {
             None if gpu.unified => "shares the machine's memory".to_owned(),
             None => "memory unknown".to_owned(),
         };
-        row("GPU", format!("{}, {memory} (not used yet)", gpu.name));
+        let device = gpu.device.as_deref().unwrap_or("GPU without a driver");
+        let mut about = format!("{}, {memory}", gpu.name);
+        if !gpu.driver.is_empty() {
+            about += &format!(", {}", gpu.driver);
+        }
+        if gpu.software {
+            about += " (computes on the CPU, for tests)";
+        }
+        row(device, about);
     }
     let mut text = table.render();
     if !cached.is_empty() {

@@ -4,7 +4,7 @@ use formats::decimal::shortest;
 use serde_json::json;
 
 use crate::cli::exit::{ExitStatus, UsageError};
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::sampling::SamplingFlags;
@@ -49,6 +49,8 @@ pub(crate) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     personas_dir: PersonasArgs,
     #[command(flatten)]
@@ -99,9 +101,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         args.registry.catalog_with(&args.personas_dir, adapters)?
     };
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, PlanRequest::default())?;
+    let planned = located.plan(
+        &args.precision,
+        args.device.choice(None),
+        PlanRequest::default(),
+    )?;
     let settings = Settings {
         load: planned.load,
+        device: planned.device,
         base_name: located.name,
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()

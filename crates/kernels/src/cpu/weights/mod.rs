@@ -10,18 +10,15 @@
 //! A value is `scale * (integer - offset) + minimum`, exactly what the source format says it is. A step of 64 bytes is what
 //! `vpdpbusd` multiplies at once, so the same tile serves one row and many.
 
-mod decode;
 mod pack;
 pub(crate) mod unpack;
 
 use crate::cpu::arena::Slab;
 use crate::cpu::simd::LANES;
 use crate::dtype::SourceType;
+pub(crate) use crate::quantized::{GROUP, Layout, layout_of};
 use half::{bf16, f16};
 use std::sync::OnceLock;
-
-/// Inputs that share a scale.
-pub(crate) const GROUP: usize = 32;
 
 /// Bytes that a matrix takes once it is packed; none if its rows are not whole blocks.
 pub(crate) fn packed_bytes(source: SourceType, outputs: usize, inputs: usize) -> Option<u64> {
@@ -36,47 +33,7 @@ pub(crate) fn packed_bytes(source: SourceType, outputs: usize, inputs: usize) ->
     tiles.checked_mul(tile as u64)
 }
 
-/// The layout of a quantized type; none of a float type.
-fn layout_of(source: SourceType) -> Option<Layout> {
-    use SourceType::*;
-    let (bits, offset, wide_scales, minimum, halves) = match source {
-        F32 | F16 | BF16 => return None,
-        Q4_0 => (4, 8, false, false, false),
-        Q4_1 => (4, 0, false, true, false),
-        Q2_K => (4, 0, true, true, true),
-        Q3_K => (4, 8, true, false, true),
-        Q4_K => (4, 0, true, true, false),
-        Q5_0 => (8, 16, false, false, false),
-        Q5_1 => (8, 0, false, true, false),
-        Q5_K => (8, 0, true, true, false),
-        Q6_K => (8, 32, true, false, true),
-        Q8_0 | IQ4_NL => (8, 128, false, false, false),
-        IQ4_XS => (8, 128, true, false, false),
-    };
-    Some(Layout {
-        bits,
-        offset,
-        wide_scales,
-        minimum,
-        halves,
-    })
-}
-
-/// What a quantized tile's groups look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Layout {
-    /// 4 or 8.
-    pub bits: u8,
-    /// Taken from every integer.
-    pub offset: i32,
-    /// Scales and minima are f32 rather than f16.
-    pub wide_scales: bool,
-    /// There are minima.
-    pub minimum: bool,
-    /// Two scales a group, and two minima if there are any, for inputs 0..16 and 16..32.
-    pub halves: bool,
-}
-
+/// Its size in a tile.
 impl Layout {
     pub(crate) fn quants(&self) -> usize {
         GROUP * LANES * self.bits as usize / 8

@@ -1,6 +1,5 @@
 //! Packs a linear layer's weights into tiles, once at load.
 
-use super::decode::{Group, decode_group};
 use super::{Data, GROUP, Layout, Weights, layout_of};
 use crate::cpu::arena::{Arena, Slab};
 use crate::cpu::device::CpuDevice;
@@ -9,6 +8,7 @@ use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
 use crate::dtype::SourceType;
 use crate::error::KernelError;
+use crate::quantized::{Group, decode_group};
 use bytemuck::Pod;
 use half::f16;
 use std::sync::OnceLock;

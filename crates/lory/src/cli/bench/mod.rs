@@ -6,11 +6,12 @@ mod measure;
 
 use std::sync::Arc;
 
+use kernels::Device;
 use model::Model;
 use serde_json::{Value, json};
 
 use crate::cli::exit::ExitStatus;
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs, open_device};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::output::print;
 use crate::cli::output::table::Table;
 use base::BaseFiles;
@@ -34,6 +35,8 @@ pub(crate) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Prompt lengths to prefill, in tokens
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_values_t = [512], value_parser = clap::value_parser!(u32).range(1..=65_536))]
     prefill: Vec<u32>,
@@ -93,8 +96,11 @@ impl Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, PlanRequest::default())?;
-    let device = open_device(args.threads.map(|threads| threads as usize))?;
+    let choice = args
+        .device
+        .choice(args.threads.map(|threads| threads as usize));
+    let planned = located.plan(&args.precision, choice, PlanRequest::default())?;
+    let device = Device::open(planned.device)?;
     // Only the weights are loaded, so a base without a tokenizer can be measured too.
     let files = BaseFiles::open(&located.path)?;
     let model = Arc::new(load(&located.path, &files, device, &planned.load)?);

@@ -18,7 +18,7 @@ use formats::atomic_file;
 use registry::Personas;
 
 use crate::cli::exit::{ExitStatus, UsageError};
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::personas::{AdapterArgs, PersonasArgs, with_adapters};
 use crate::cli::output::print;
 use base::plan::PlanRequest;
@@ -68,6 +68,8 @@ pub(crate) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     personas: PersonasArgs,
     #[command(flatten)]
@@ -174,9 +176,14 @@ fn print_tables(
 /// Opens the base with a queue for `questions` requests.
 fn open_service(args: &Args, personas: Personas, questions: usize) -> anyhow::Result<Service> {
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, PlanRequest::default())?;
+    let planned = located.plan(
+        &args.precision,
+        args.device.choice(None),
+        PlanRequest::default(),
+    )?;
     let settings = Settings {
         load: planned.load,
+        device: planned.device,
         base_name: located.name.clone(),
         base_sha256: located.sha256.map(str::to_owned),
         engine: EngineConfig {

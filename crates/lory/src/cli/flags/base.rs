@@ -1,10 +1,10 @@
-//! `--base` and `--precision`: finds a base, fetching it if needed, and plans how it runs on this machine.
+//! `--base`, `--precision` and `--device`: finds a base, fetching it if needed, and plans how it runs on this machine.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use formats::folder;
-use kernels::{Device, DeviceChoice};
+use kernels::{Device, DeviceChoice, GpuApi};
 use model::{ModelSizes, Precision};
 
 use base::home::Home;
@@ -34,6 +34,39 @@ pub(crate) struct PrecisionArgs {
     /// Weights that are quantized in the file keep their type
     #[arg(long, value_name = "PRECISION", default_value = "auto", value_parser = precision)]
     precision: PrecisionChoice,
+}
+
+/// `--device`, for every command that runs a base without training it.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// The device that runs the base: auto, cpu, or a GPU as `lory doctor` lists it, such as vulkan:0 or metal:0. auto is the
+    /// CPU; training always runs on the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    device: DeviceChoice,
+}
+
+impl DeviceArgs {
+    /// The device, with `threads` threads if it is the CPU.
+    pub fn choice(&self, threads: Option<usize>) -> DeviceChoice {
+        match self.device {
+            DeviceChoice::Cpu { .. } => DeviceChoice::Cpu { threads },
+            gpu => gpu,
+        }
+    }
+}
+
+/// Parses `--device`.
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    if text == "auto" || text == "cpu" {
+        return Ok(DeviceChoice::default());
+    }
+    let unknown = "must be auto, cpu, vulkan:N or metal:N, such as vulkan:0; `lory doctor` lists the GPUs of this machine";
+    let (name, number) = text.split_once(':').ok_or(unknown)?;
+    let api = GpuApi::ALL.into_iter().find(|api| api.name() == name);
+    Ok(DeviceChoice::Gpu {
+        api: api.ok_or(unknown)?,
+        index: number.parse().map_err(|_| unknown)?,
+    })
 }
 
 /// Opens the CPU with `threads` compute threads, or with as many as the machine has.
@@ -84,6 +117,8 @@ pub(crate) struct Planned {
     pub load: LoadOptions,
     /// Bytes that training may take.
     pub train_memory: u64,
+    /// Where it runs.
+    pub device: DeviceChoice,
 }
 
 impl BaseArgs {
@@ -156,18 +191,30 @@ impl BaseArgs {
 }
 
 impl Located {
-    /// Plans how the base runs on this machine. Nothing is loaded.
+    /// Plans how the base runs on a device of this machine. Nothing is loaded.
     ///
     /// # Errors
-    /// The base's files are invalid, or it does not fit into memory; the message has the sizes.
-    pub fn plan(&self, precision: &PrecisionArgs, demand: PlanRequest) -> anyhow::Result<Planned> {
+    /// The base's files are invalid, there is no such device, or the base does not fit into its memory; the message has the
+    /// sizes.
+    pub fn plan(
+        &self,
+        precision: &PrecisionArgs,
+        device: DeviceChoice,
+        demand: PlanRequest,
+    ) -> anyhow::Result<Planned> {
         let hardware = HardwareProfile::of_this_machine()?;
         let sizes = ModelSizes::of(BaseFiles::open(&self.path)?.checkpoint())?;
         let demand = PlanRequest {
             precision: precision.requested(),
             ..demand
         };
-        let plan = plan::plan(&hardware, &sizes, &demand);
+        let plan = match device {
+            DeviceChoice::Cpu { .. } => plan::plan(&hardware, &sizes, &demand),
+            DeviceChoice::Gpu { api, index } => {
+                let gpu = Device::find_gpu(api, index)?.into();
+                plan::plan_on(&gpu, &hardware, &sizes, &demand)
+            }
+        };
         plan.check(&hardware, &sizes, &demand)
             .with_context(|| format!("--base {} does not fit", self.path.display()))?;
         Ok(Planned {
@@ -178,6 +225,7 @@ impl Located {
                 quant_cache: quant_cache(),
                 system_as_user: self.system_as_user,
             },
+            device,
         })
     }
 

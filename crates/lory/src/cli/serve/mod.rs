@@ -23,7 +23,7 @@ use service::runner::StepPriority;
 use service::{ModelAlias, Service, Settings};
 
 use crate::cli::exit::ExitStatus;
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::engine::EngineArgs;
 use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
@@ -49,6 +49,8 @@ pub(crate) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     precision: PrecisionArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     personas: PersonasArgs,
     #[command(flatten)]
@@ -159,10 +161,15 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
         jobs,
         move || {
             let located = args.base.locate()?;
-            let planned = located.plan(&args.precision, args.engine.demand(train_memory))?;
+            let planned = located.plan(
+                &args.precision,
+                args.device.choice(None),
+                args.engine.demand(train_memory),
+            )?;
             eprintln!("{}", planned.line);
             let settings = Settings {
                 load: planned.load,
+                device: planned.device,
                 adapter_root: args.adapter_root,
                 model_aliases: args.model_alias,
                 priority: StepPriority::Foreground(Arc::new(ComputeArbiter::within(budget))),

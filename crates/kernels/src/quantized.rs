@@ -1,11 +1,55 @@
-//! The source formats' blocks, read as groups of 32 integers with a scale and a minimum. Layouts: ggml's `ggml-quants.c`.
+//! The quantized source formats, as groups of 32 integers with scales and minima, which every device packs in its own order.
+//! Layouts of the source blocks: ggml's `ggml-quants.c`.
 
-use super::GROUP;
 use crate::dtype::SourceType;
 use half::f16;
 
+/// Inputs that share a scale.
+pub(crate) const GROUP: usize = 32;
+
+/// The layout of a quantized type; none of a float type.
+pub(crate) fn layout_of(source: SourceType) -> Option<Layout> {
+    use SourceType::*;
+    let (bits, offset, wide_scales, minimum, halves) = match source {
+        F32 | F16 | BF16 => return None,
+        Q4_0 => (4, 8, false, false, false),
+        Q4_1 => (4, 0, false, true, false),
+        Q2_K => (4, 0, true, true, true),
+        Q3_K => (4, 8, true, false, true),
+        Q4_K => (4, 0, true, true, false),
+        Q5_0 => (8, 16, false, false, false),
+        Q5_1 => (8, 0, false, true, false),
+        Q5_K => (8, 0, true, true, false),
+        Q6_K => (8, 32, true, false, true),
+        Q8_0 | IQ4_NL => (8, 128, false, false, false),
+        IQ4_XS => (8, 128, true, false, false),
+    };
+    Some(Layout {
+        bits,
+        offset,
+        wide_scales,
+        minimum,
+        halves,
+    })
+}
+
+/// What the groups of a quantized type have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// 4 or 8.
+    pub bits: u8,
+    /// Taken from every integer.
+    pub offset: i32,
+    /// Scales and minima are f32 rather than f16.
+    pub wide_scales: bool,
+    /// There are minima.
+    pub minimum: bool,
+    /// Two scales a group, and two minima if there are any, for inputs 0..16 and 16..32.
+    pub halves: bool,
+}
+
 /// 32 values: `scales[k / 16] * (quants[k] - offset) + minima[k / 16]`, the offset being the layout's.
-pub(super) struct Group {
+pub(crate) struct Group {
     pub quants: [u8; GROUP],
     pub scales: [f32; 2],
     pub minima: [f32; 2],
@@ -16,7 +60,7 @@ fn half(b: &[u8], at: usize) -> f32 {
 }
 
 /// Group `g` of a row.
-pub(super) fn decode_group(source: SourceType, row: &[u8], g: usize) -> Group {
+pub(crate) fn decode_group(source: SourceType, row: &[u8], g: usize) -> Group {
     let per_block = source.block_values() / GROUP;
     let b = &row[g / per_block * source.block_bytes()..][..source.block_bytes()];
     let sub = g % per_block;

@@ -1,0 +1,192 @@
+//! The paged cache on the card, and attention over it.
+
+use crate::cpu::rope::RopeTable as Angles;
+use crate::dtype::{KvShape, KvType};
+use crate::error::KernelError;
+use crate::gpu::device::GpuDevice;
+use crate::gpu::executor::{Buffer, Kernel, Launch};
+use crate::gpu::kernels::{ATTENTION_COMBINE, ATTENTION_SPLIT, ATTENTION_WALK, ROPE_STORE};
+use crate::gpu::step::Step;
+use crate::gpu::tensor::{Growing, Tensor};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+/// Tokens of a split. Part of the result: another number gives other bits.
+const SPLIT: usize = 128;
+/// From so many workgroups on, a card is busy without splits.
+const ENOUGH_GROUPS: usize = 1024;
+/// The most values of a head that `attention.wgsl` has room for.
+const MOST_HEAD_DIM: usize = 256;
+
+/// A buffer for each layer, because a binding is limited.
+pub(crate) struct KvCache {
+    layers: Vec<Buffer>,
+    shape: KvShape,
+    pub(crate) blocks: usize,
+    dtype: KvType,
+    /// What `split` writes and `combine` reads.
+    parts: Mutex<Growing>,
+}
+
+impl KvCache {
+    fn constants(&self) -> [(&'static str, u32); 1] {
+        [("F32_CACHE", u32::from(self.dtype == KvType::F32))]
+    }
+}
+
+pub(crate) struct RopeTable {
+    buffer: Buffer,
+    positions: usize,
+    head_dim: usize,
+}
+
+impl GpuDevice {
+    /// # Errors
+    /// The card has no memory, or the heads have a size that its kernels do not take.
+    pub(crate) fn kv_cache(
+        &self,
+        shape: KvShape,
+        blocks: usize,
+        dtype: KvType,
+    ) -> Result<KvCache, KernelError> {
+        let dim = shape.head_dim;
+        if !dim.is_multiple_of(4) || dim == 0 || dim > MOST_HEAD_DIM {
+            return Err(KernelError::Shape {
+                what: format!(
+                    "heads of {dim} values; a graphics card takes multiples of 4 up to {MOST_HEAD_DIM}"
+                ),
+            });
+        }
+        let one = KvShape { layers: 1, ..shape };
+        let bytes = (one.block_bytes(dtype) as u64).saturating_mul(blocks as u64);
+        let layers = (0..shape.layers).map(|_| self.executor().buffer(bytes));
+        Ok(KvCache {
+            layers: layers.collect::<Result<_, _>>()?,
+            shape,
+            blocks,
+            dtype,
+            parts: Mutex::new(Growing::new(self.executor())),
+        })
+    }
+
+    /// # Panics
+    /// The card has no memory.
+    pub(crate) fn rope_table(
+        &self,
+        head_dim: usize,
+        positions: usize,
+        theta: f32,
+        factors: Option<&[f32]>,
+    ) -> RopeTable {
+        let angles = Angles::new(head_dim, positions, theta, factors);
+        let mut words = Vec::with_capacity(positions * head_dim);
+        for position in 0..positions {
+            let (cos, sin) = angles.at(position);
+            words.extend(
+                cos.iter()
+                    .zip(sin)
+                    .flat_map(|(cos, sin)| [cos.to_bits(), sin.to_bits()]),
+            );
+        }
+        let bytes = 4 * words.len() as u64;
+        let buffer = self
+            .executor()
+            .buffer(bytes)
+            .unwrap_or_else(|e| panic!("{e}"));
+        self.executor().write_unused(&buffer, 0, &words);
+        RopeTable {
+            buffer,
+            positions,
+            head_dim,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn rope_store(
+        &self,
+        table: &RopeTable,
+        q: &mut Tensor,
+        k: &mut Tensor,
+        v: &Tensor,
+        step: &Step,
+        cache: &mut KvCache,
+        layer: usize,
+    ) {
+        let KvShape {
+            kv_heads, head_dim, ..
+        } = cache.shape;
+        let heads = q.columns() / head_dim;
+        assert_eq!((q.rows(), q.columns()), (step.rows, heads * head_dim));
+        assert_eq!((k.rows(), k.columns()), (step.rows, kv_heads * head_dim));
+        assert_eq!((v.rows(), v.columns()), (step.rows, kv_heads * head_dim));
+        assert_eq!(table.head_dim, head_dim);
+        assert!(step.positions <= table.positions && step.blocks <= cache.blocks);
+        self.executor().launch(&Launch {
+            kernel: &ROPE_STORE,
+            constants: &cache.constants(),
+            buffers: &[
+                v.buffer(),
+                &table.buffer,
+                &step.buffer,
+                q.buffer(),
+                k.buffer(),
+                &cache.layers[layer],
+            ],
+            parameters: &[heads, kv_heads, head_dim].map(|n| n as u32),
+            groups: [
+                ((heads + kv_heads) * head_dim / 4).div_ceil(64),
+                step.rows,
+                1,
+            ],
+        });
+    }
+
+    pub(crate) fn attention(
+        &self,
+        q: &Tensor,
+        step: &Step,
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Tensor,
+    ) {
+        let KvShape {
+            kv_heads, head_dim, ..
+        } = cache.shape;
+        let heads = q.columns() / head_dim;
+        assert_eq!((q.rows(), q.columns()), (step.rows, heads * head_dim));
+        assert!(heads.is_multiple_of(kv_heads) && step.blocks <= cache.blocks);
+        out.resize(step.rows, heads * head_dim);
+        let splits = step.longest.div_ceil(SPLIT);
+        let launch = |kernel: &Kernel, parts: &Buffer, splits: usize| {
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let [heads, kv_heads, head_dim] = [heads, kv_heads, head_dim].map(|n| n as u32);
+            self.executor().launch(&Launch {
+                kernel,
+                constants: &cache.constants(),
+                buffers: &[
+                    q.buffer(),
+                    &cache.layers[layer],
+                    &step.buffer,
+                    parts,
+                    out.buffer(),
+                ],
+                parameters: &[
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    step.longest.div_ceil(SPLIT) as u32,
+                    scale.to_bits(),
+                ],
+                groups: [heads as usize, step.rows, splits],
+            });
+        };
+        if splits <= 1 || heads * step.rows >= ENOUGH_GROUPS {
+            launch(&ATTENTION_WALK, self.unwritten(0), 1);
+            return;
+        }
+        let mut parts = cache.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = parts.with_room(step.rows * heads * splits * (head_dim + 2));
+        launch(&ATTENTION_SPLIT, parts, splits);
+        launch(&ATTENTION_COMBINE, parts, 1);
+    }
+}

@@ -1,0 +1,260 @@
+//! The decoder on a graphics card: the answers that the CPU gives, and bits that do not depend on the batch, the chunks of a
+//! prompt or the pages. Needs a Vulkan driver; Mesa's llvmpipe is enough. `LORY_TEST_GPU=required` fails without one.
+
+use std::sync::Arc;
+
+use formats::gguf::{GgmlType, Gguf};
+use kernels::{Compute, Device, DeviceChoice, GpuApi, KvCache, KvType, Run, Span};
+use model::{Adapter, Batch, Buffers, Model};
+use testkit::{Logits, tiny_adapter, tiny_config, tiny_gguf_as};
+
+/// The two best logits of a near tie differ by less than this part of the largest logit.
+const NEAR_TIE: f32 = 0.03;
+
+fn gpu() -> Option<Device> {
+    let choice = DeviceChoice::Gpu {
+        api: GpuApi::Vulkan,
+        index: 0,
+    };
+    let device = Device::open(choice);
+    if std::env::var("LORY_TEST_GPU").is_ok_and(|v| v == "required") {
+        return Some(device.unwrap());
+    }
+    if device.is_err() {
+        println!("skipped: no Vulkan driver");
+    }
+    device.ok()
+}
+
+fn cpu() -> Device {
+    Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap()
+}
+
+fn load(dtype: GgmlType, device: Device) -> Model {
+    let gguf = Gguf::parse(Arc::new(tiny_gguf_as(7, dtype)), "tiny").unwrap();
+    Model::load(&gguf, device).unwrap()
+}
+
+fn adapters(model: &Model) -> Vec<Adapter> {
+    let files = [(1, 4, 1.0), (2, 16, 0.5), (3, 5, 2.0)];
+    files
+        .map(|(seed, rank, scale)| tiny_adapter(seed, &tiny_config(), rank, scale))
+        .iter()
+        .map(|file| model.load_adapter(file).unwrap())
+        .collect()
+}
+
+/// A sequence that a test decodes: its tokens so far, how many have keys and values, its adapters and pages.
+#[derive(Clone)]
+struct Sequence {
+    tokens: Vec<u32>,
+    past: usize,
+    slots: Vec<(u32, f32)>,
+    blocks: Vec<u32>,
+}
+
+impl Sequence {
+    fn new(seed: u32, tokens: u32, slots: &[(u32, f32)], first_block: u32) -> Sequence {
+        Sequence {
+            tokens: (0..tokens)
+                .map(|i| (seed * 31 + 17 * i) % 250 + 3)
+                .collect(),
+            past: 0,
+            slots: slots.to_vec(),
+            blocks: (first_block..first_block + 12).collect(),
+        }
+    }
+}
+
+/// A model with what a step needs.
+struct Runner<'a> {
+    model: &'a Model,
+    adapters: &'a [Adapter],
+    cache: KvCache,
+    buffers: Buffers,
+    compute: Compute,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        model: &'a Model,
+        adapters: &'a [Adapter],
+        dtype: KvType,
+        compute: Compute,
+    ) -> Runner<'a> {
+        Runner {
+            model,
+            adapters,
+            cache: model.new_cache(model.config().layers, 64, dtype).unwrap(),
+            buffers: Buffers::new(model.device()),
+            compute,
+        }
+    }
+
+    /// Runs at most `chunk` rows of each sequence; returns the logits of each sequence's last row.
+    fn step(&mut self, sequences: &mut [Sequence], chunk: usize) -> Vec<Vec<f32>> {
+        let (mut spans, mut runs, mut tokens, mut last) = (vec![], vec![], vec![], vec![]);
+        for s in sequences.iter_mut() {
+            let rows = chunk.min(s.tokens.len() - s.past);
+            let first = tokens.len();
+            tokens.extend(&s.tokens[s.past..s.past + rows]);
+            last.push(tokens.len() as u32 - 1);
+            spans.push(Span {
+                first,
+                rows,
+                past: s.past,
+                blocks: &s.blocks,
+            });
+            if !s.slots.is_empty() {
+                runs.push(Run {
+                    first,
+                    rows,
+                    slots: s.slots.clone(),
+                });
+            }
+            s.past += rows;
+        }
+        let adapters: Vec<&Adapter> = self.adapters.iter().collect();
+        let batch = Batch {
+            tokens: &tokens,
+            spans: &spans,
+            runs: &runs,
+            adapters: &adapters,
+            dropout: &[],
+        };
+        let mut logits = self.model.device().tensor();
+        self.model.forward(
+            batch,
+            &mut self.cache,
+            &mut self.buffers,
+            &last,
+            self.compute,
+            &mut logits,
+        );
+        let logits = Logits::read(&logits);
+        (0..last.len())
+            .map(|row| logits.row(row).to_vec())
+            .collect()
+    }
+
+    /// Reads a whole prompt in chunks; returns its last logits.
+    fn read(&mut self, sequences: &mut [Sequence], chunk: usize) -> Vec<Vec<f32>> {
+        loop {
+            let logits = self.step(sequences, chunk);
+            if sequences.iter().all(|s| s.past == s.tokens.len()) {
+                return logits;
+            }
+        }
+    }
+}
+
+/// The best token, and how far the second one is behind, as a part of the largest logit.
+fn best(logits: &[f32]) -> (u32, f32) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let largest = logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+    (
+        order[0] as u32,
+        (logits[order[0]] - logits[order[1]]) / largest,
+    )
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    let largest = b.iter().fold(0f32, |m, x| m.max(x.abs()));
+    a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+fn mixed() -> Vec<Sequence> {
+    vec![
+        Sequence::new(1, 9, &[], 0),
+        Sequence::new(2, 23, &[(0, 1.0)], 12),
+        Sequence::new(3, 4, &[(1, 0.7), (2, 0.3)], 24),
+        Sequence::new(4, 17, &[(2, 1.0)], 36),
+    ]
+}
+
+#[test]
+fn logits_match_those_of_the_cpu_for_a_mixed_batch_in_every_written_type() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+    ] {
+        let (on_cpu, on_gpu) = (load(dtype, cpu()), load(dtype, gpu.clone()));
+        let (cpu_adapters, gpu_adapters) = (adapters(&on_cpu), adapters(&on_gpu));
+        for (kv, compute, tolerance) in [
+            (KvType::F32, Compute::F32, 2e-5),
+            (KvType::F16, Compute::Int8, 0.03),
+        ] {
+            let want = Runner::new(&on_cpu, &cpu_adapters, kv, compute).read(&mut mixed(), 64);
+            let got = Runner::new(&on_gpu, &gpu_adapters, kv, compute).read(&mut mixed(), 64);
+            for (got, want) in got.iter().zip(&want) {
+                let difference = difference(got, want);
+                assert!(
+                    difference < tolerance,
+                    "{dtype:?} {compute:?}: {difference}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_answers_are_those_of_the_cpu_except_at_near_ties() {
+    let Some(gpu) = gpu() else { return };
+    let mut compared = 0;
+    for dtype in [GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0] {
+        let (on_cpu, on_gpu) = (load(dtype, cpu()), load(dtype, gpu.clone()));
+        let (cpu_adapters, gpu_adapters) = (adapters(&on_cpu), adapters(&on_gpu));
+        let mut cpu_run = Runner::new(&on_cpu, &cpu_adapters, KvType::F16, Compute::Int8);
+        let mut gpu_run = Runner::new(&on_gpu, &gpu_adapters, KvType::F16, Compute::Int8);
+        let (mut cpu_sequences, mut gpu_sequences) = (mixed(), mixed());
+        for _ in 0..16 {
+            let want = cpu_run.read(&mut cpu_sequences, 64);
+            let got = gpu_run.read(&mut gpu_sequences, 64);
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                let (token, margin) = best(want);
+                if margin > NEAR_TIE {
+                    assert_eq!(best(got).0, token, "{dtype:?}, sequence {i}");
+                    compared += 1;
+                }
+                // Both continue with the CPU's token.
+                cpu_sequences[i].tokens.push(token);
+                gpu_sequences[i].tokens.push(token);
+            }
+        }
+    }
+    assert!(compared > 60, "{compared}");
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_in_company_in_chunks_and_on_other_pages() {
+    let Some(gpu) = gpu() else { return };
+    let bits = |logits: &[f32]| -> Vec<u32> { logits.iter().map(|x| x.to_bits()).collect() };
+    for dtype in [GgmlType::F32, GgmlType::Q8_0, GgmlType::Q4_0] {
+        let model = load(dtype, gpu.clone());
+        let adapters = adapters(&model);
+        let company =
+            Runner::new(&model, &adapters, KvType::F16, Compute::Int8).read(&mut mixed(), 64);
+        for (i, sequence) in mixed().into_iter().enumerate() {
+            for chunk in [1, 5, 64] {
+                let mut alone = [Sequence {
+                    blocks: (0..12).map(|b| 50 - 2 * b).collect(),
+                    ..sequence.clone()
+                }];
+                let logits = Runner::new(&model, &adapters, KvType::F16, Compute::Int8)
+                    .read(&mut alone, chunk);
+                assert!(
+                    bits(&logits[0]) == bits(&company[i]),
+                    "{dtype:?}, sequence {i}, chunks of {chunk}"
+                );
+            }
+        }
+    }
+}
