@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use formats::gguf::{GgmlType, Gguf};
-use kernels::{Compute, Device, DeviceChoice, GpuApi, KvCache, KvType, Run, Span};
+use kernels::{Compute, Device, DeviceChoice, KvCache, KvType, Run, Span};
 use model::{Adapter, Batch, Buffers, Model};
 use testkit::{Logits, tiny_adapter, tiny_config, tiny_gguf_as};
 
@@ -12,18 +12,7 @@ use testkit::{Logits, tiny_adapter, tiny_config, tiny_gguf_as};
 const NEAR_TIE: f32 = 0.03;
 
 fn gpu() -> Option<Device> {
-    let choice = DeviceChoice::Gpu {
-        api: GpuApi::Vulkan,
-        index: 0,
-    };
-    let device = Device::open(choice);
-    if std::env::var("LORY_TEST_GPU").is_ok_and(|v| v == "required") {
-        return Some(device.unwrap());
-    }
-    if device.is_err() {
-        println!("skipped: no Vulkan driver");
-    }
-    device.ok()
+    testkit::gpu::vulkan().map(|choice| Device::open(choice).unwrap())
 }
 
 fn cpu() -> Device {

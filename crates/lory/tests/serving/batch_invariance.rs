@@ -4,13 +4,18 @@ use std::thread;
 
 use serde_json::{Value, json};
 use testkit::home::BASE;
+use testkit::server::TestServer;
 
 use crate::setup::shared_server;
 
 #[test]
 fn batched_requests_with_penalties_and_biases_answer_as_alone() {
-    let server = shared_server();
-    let requests: Vec<Value> = (0..12)
+    penalties_and_biases_answer_as_alone(shared_server(), 12);
+}
+
+/// Requests with log-probabilities, whose decimals are exact: equal answers have equal bits.
+pub fn penalties_and_biases_answer_as_alone(server: &TestServer, requests: usize) {
+    let requests: Vec<Value> = (0..requests)
         .map(|i| {
             json!({
                 "model": (["warm", "formal", BASE][i % 3]),
@@ -49,9 +54,12 @@ fn batched_requests_with_penalties_and_biases_answer_as_alone() {
 
 #[test]
 fn batched_requests_with_mixed_personas_answer_as_alone() {
-    let server = shared_server();
+    mixed_personas_answer_as_alone(shared_server(), 30);
+}
+
+pub fn mixed_personas_answer_as_alone(server: &TestServer, requests: usize) {
     let voices = [BASE, "warm", "formal", "warm*0.5+formal", "formal*-1"];
-    let requests: Vec<Value> = (0..30)
+    let requests: Vec<Value> = (0..requests)
         .map(|i| {
             json!({
                 "prompt": format!("Question {}: {}", i, "why? ".repeat(i)),

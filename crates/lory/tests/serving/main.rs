@@ -9,6 +9,7 @@ mod completions;
 mod disconnects;
 mod formats;
 mod generate;
+mod graphics_card;
 mod isolation;
 mod jobs;
 mod limits;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use auth::Keys;
 use auth::secret::SecretHash;
 use jobs::{EvaluationResults, JobSettings, Jobs};
+use kernels::DeviceChoice;
 use registry::{Personas, Registry, RegistryLocation};
 use serde_json::{Value, json};
 use server::{AppState, ServerSettings};
@@ -79,14 +80,34 @@ impl JobsFixture {
         train_memory: u64,
         aliases: &[&str],
     ) -> RunningServer {
+        let service = Settings {
+            model_aliases: aliases.iter().map(|alias| alias.parse().unwrap()).collect(),
+            ..Settings::default()
+        };
+        self.start_as(service, settings, train_memory)
+    }
+
+    fn start_on(&self, device: DeviceChoice) -> RunningServer {
+        let service = Settings {
+            device,
+            ..Settings::default()
+        };
+        self.start_as(service, ServerSettings::default(), u64::MAX)
+    }
+
+    fn start_as(
+        &self,
+        service: Settings,
+        settings: ServerSettings,
+        train_memory: u64,
+    ) -> RunningServer {
         let location = RegistryLocation::Folder(self.path("registry"));
         let registry = Registry::open(&location, &self.path("cache")).unwrap();
         let personas = self.home.base().parent().unwrap().join("personas");
         let catalog = Catalog::open(Personas::open(&personas).unwrap(), registry).unwrap();
         let service = Settings {
             votes: Some(self.path("judgements")),
-            model_aliases: aliases.iter().map(|alias| alias.parse().unwrap()).collect(),
-            ..Settings::default()
+            ..service
         };
         let service = Service::open(&self.home.base(), catalog, &service);
         let service = Arc::new(service.unwrap());

@@ -283,3 +283,17 @@ fn a_full_queue_refuses_jobs() {
     assert_eq!(server.turn(&ids[9], "cancel").status, 200);
     server.created(&endless(&file, "long"));
 }
+
+#[test]
+fn training_next_to_a_base_on_a_card_is_rejected_with_the_reason() {
+    let Some(device) = testkit::gpu::vulkan() else {
+        return;
+    };
+    let fixture = JobsFixture::new();
+    let server = fixture.start_on(device);
+    let file = server.upload(&rows(4));
+    let (status, code, _, message) = server.create(&body(&file, "sunny")).error();
+    assert_eq!((status, code.as_str()), (409, "no_jobs"));
+    assert!(message.contains("vulkan:0"), "{message}");
+    assert!(message.contains("--device cpu"), "{message}");
+}
