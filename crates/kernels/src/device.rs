@@ -250,6 +250,14 @@ impl Device {
         matches!(self.kind(), Kind::Cpu(_))
     }
 
+    /// Kernels that it was given so far; 0 for the CPU, which has no launches.
+    pub fn launches(&self) -> u64 {
+        match self.kind() {
+            Kind::Cpu(_) => 0,
+            Kind::Gpu(gpu) => gpu.executor().launches(),
+        }
+    }
+
     /// Bytes a second at which the device reads `bytes` bytes of its memory, in order, again and again: the ceiling of a step
     /// on weights of that size.
     ///

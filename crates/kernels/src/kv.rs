@@ -5,6 +5,7 @@ use crate::device::{Device, Form, Kind, no_backward};
 use crate::dtype::{KvShape, KvType};
 use crate::error::KernelError;
 use crate::gpu;
+use crate::norm::Norm;
 use crate::step::Step;
 use crate::tensor::Tensor;
 
@@ -26,6 +27,18 @@ impl KvCache {
 /// cos and sin of `position * theta^(-2i / head_dim)`, for every position of the context.
 pub struct RopeTable {
     pub(crate) form: Form<cpu::rope::RopeTable, gpu::attention::RopeTable>,
+}
+
+/// The norms of the heads of queries and keys, in front of the rotation (Qwen3).
+pub struct HeadNorms<'a> {
+    /// Queries before the norm.
+    pub plain_q: &'a Tensor,
+    /// The norm of each of their heads.
+    pub q_norm: Norm<'a>,
+    /// Keys before the norm.
+    pub plain_k: &'a Tensor,
+    /// The norm of each of their heads.
+    pub k_norm: Norm<'a>,
 }
 
 /// The tensors that attention read and wrote in the forward.
@@ -76,7 +89,8 @@ impl Device {
         RopeTable { form }
     }
 
-    /// Rotates queries and keys by their positions, in place, and writes keys and values into layer `layer` of the cache.
+    /// Rotates queries and keys by their positions, in place, and writes keys and values into layer `layer` of the cache. With
+    /// `norms`, `q` and `k` first become the norms of the heads of other tensors.
     ///
     /// # Panics
     /// Shapes, positions or block numbers out of range.
@@ -84,6 +98,7 @@ impl Device {
     pub fn rope_store(
         &self,
         table: &RopeTable,
+        norms: Option<HeadNorms>,
         q: &mut Tensor,
         k: &mut Tensor,
         v: &Tensor,
@@ -92,17 +107,29 @@ impl Device {
         layer: usize,
     ) {
         match self.kind() {
-            Kind::Cpu(cpu) => cpu.rope_store(
-                table.form.cpu(),
-                q.form.cpu_mut(),
-                k.form.cpu_mut(),
-                v.form.cpu(),
-                &step.form.cpu().sequences,
-                cache.form.cpu_mut(),
-                layer,
-            ),
+            Kind::Cpu(cpu) => {
+                if let Some(norms) = norms {
+                    self.norm_heads(norms.plain_q, norms.q_norm, q);
+                    self.norm_heads(norms.plain_k, norms.k_norm, k);
+                }
+                cpu.rope_store(
+                    table.form.cpu(),
+                    q.form.cpu_mut(),
+                    k.form.cpu_mut(),
+                    v.form.cpu(),
+                    &step.form.cpu().sequences,
+                    cache.form.cpu_mut(),
+                    layer,
+                );
+            }
             Kind::Gpu(gpu) => gpu.rope_store(
                 table.form.gpu(),
+                norms.map(|norms| gpu::attention::HeadNorms {
+                    plain_q: norms.plain_q.form.gpu(),
+                    q_norm: norms.q_norm.gpu(),
+                    plain_k: norms.plain_k.form.gpu(),
+                    k_norm: norms.k_norm.gpu(),
+                }),
                 q.form.gpu_mut(),
                 k.form.gpu_mut(),
                 v.form.gpu(),

@@ -11,7 +11,7 @@
 //!
 //! | module | types | methods of [`Device`] |
 //! |---|---|---|
-//! | `device` | [`Device`], [`DeviceChoice`], [`GpuInfo`] | `open`, `gpus`, `describe`, `wait`, `pausing`, `trains` |
+//! | `device` | [`Device`], [`DeviceChoice`], [`GpuInfo`] | `open`, `gpus`, `describe`, `wait`, `pausing`, `trains`, `launches` |
 //! | `tensor` | [`Tensor`], [`Vector`] | `tensor`, `upload`, `vector`, `clear`, `copy`, `gather_rows`, `scatter_rows`, `scale_rows` |
 //! | `step` | [`Step`] | `step`: a step's tokens, sequences, adapter runs and dropout, uploaded once |
 //! | `weights` | [`Weights`] | `pack`, `embed` |
@@ -55,7 +55,7 @@ pub use device::{Backend, Device, DeviceChoice, GpuApi, GpuInfo, GpuKind};
 pub use dtype::{Compute, KvShape, KvType, LoraType, SourceType};
 pub use error::KernelError;
 pub use host::{MappedFile, map_file, return_freed_memory, trim_heap};
-pub use kv::{AttentionInputs, KvCache, RopeTable};
+pub use kv::{AttentionInputs, HeadNorms, KvCache, RopeTable};
 pub use linear::{Projection, Workspace};
 pub use lora::{Lora, LoraArena, LoraGrad, LoraMaster, LoraPack};
 pub use norm::Norm;

@@ -4,6 +4,7 @@ use crate::cpu;
 use crate::device::{Device, Form, Kind, no_backward};
 use crate::dtype::Compute;
 use crate::gpu;
+use crate::gpu::linear::Prologue;
 use crate::lora::Lora;
 use crate::norm::Norm;
 use crate::tensor::{Tensor, Vector};
@@ -34,6 +35,17 @@ impl Workspace {
     pub fn normed(&self) -> &Tensor {
         &self.normed
     }
+}
+
+fn on_gpu<'a>(projections: &'a mut [Projection]) -> Vec<gpu::linear::Projection<'a>> {
+    let on_gpu = |p: &'a mut Projection| gpu::linear::Projection {
+        weights: p.weights.form.gpu(),
+        bias: p.bias.map(|bias| bias.form.gpu()),
+        lora: p.lora.as_ref().map(Lora::gpu),
+        out: p.out.form.gpu_mut(),
+        accumulate: p.accumulate,
+    };
+    projections.iter_mut().map(on_gpu).collect()
 }
 
 impl Device {
@@ -90,26 +102,43 @@ impl Device {
                     compute,
                 );
             }
-            Kind::Gpu(gpu) => {
-                let mut projections: Vec<gpu::linear::Projection> = projections
-                    .iter_mut()
-                    .map(|p| gpu::linear::Projection {
-                        weights: p.weights.form.gpu(),
-                        bias: p.bias.map(|bias| bias.form.gpu()),
-                        lora: p.lora.as_ref().map(Lora::gpu),
-                        out: p.out.form.gpu_mut(),
-                        accumulate: p.accumulate,
-                    })
-                    .collect();
-                gpu.linear(
-                    workspace.form.gpu_mut(),
-                    workspace.normed.form.gpu_mut(),
-                    x.form.gpu(),
-                    norm.map(Norm::gpu),
-                    &mut projections,
-                    compute,
-                );
+            Kind::Gpu(gpu) => gpu.linear(
+                workspace.form.gpu_mut(),
+                workspace.normed.form.gpu_mut(),
+                x.form.gpu(),
+                norm.map_or(Prologue::None, |norm| Prologue::Norm(norm.gpu())),
+                &mut on_gpu(projections),
+                compute,
+            ),
+        }
+    }
+
+    /// [`Device::linear`] of `silu(gate) * up`, without a norm. `activated` has these rows on a device that trains.
+    ///
+    /// # Panics
+    /// Shapes that do not fit, or adapters on more rows than there are.
+    pub fn swiglu_linear(
+        &self,
+        workspace: &mut Workspace,
+        [gate, up]: [&Tensor; 2],
+        activated: &mut Tensor,
+        projections: &mut [Projection],
+        compute: Compute,
+    ) {
+        match self.kind() {
+            Kind::Cpu(_) => {
+                self.swiglu(gate, up, activated);
+                self.linear(workspace, activated, None, projections, compute);
             }
+            // The kernel in front of the product does it on the way: a launch less.
+            Kind::Gpu(gpu) => gpu.linear(
+                workspace.form.gpu_mut(),
+                activated.form.gpu_mut(),
+                gate.form.gpu(),
+                Prologue::Swiglu(up.form.gpu()),
+                &mut on_gpu(projections),
+                compute,
+            ),
         }
     }
 

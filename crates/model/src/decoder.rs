@@ -4,7 +4,7 @@ use crate::adapter::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{
-    Compute, Device, KernelError, KvCache, KvShape, KvType, Lora, LoraPack, Norm, Projection,
+    Compute, Device, HeadNorms, KernelError, KvCache, KvShape, KvType, Lora, LoraPack, Norm, Projection,
     RopeTable, RowDropout, Run, Span, StepRows, Tensor, Vector, Weights, Workspace,
 };
 
@@ -367,12 +367,14 @@ impl Model {
             w.project(Module::V, bias(2), lora(Module::V), &mut b.v, false),
         ];
         device.linear(&mut b.attention_input, x, norm, &mut qkv, compute);
-        if let Some([q_norm, k_norm]) = &w.head_norms {
-            device.norm_heads(&b.plain_q, self.norm(q_norm), &mut b.q);
-            device.norm_heads(&b.plain_k, self.norm(k_norm), &mut b.k);
-        }
+        let head_norms = w.head_norms.as_ref().map(|[q_norm, k_norm]| HeadNorms {
+            plain_q: &b.plain_q,
+            q_norm: self.norm(q_norm),
+            plain_k: &b.plain_k,
+            k_norm: self.norm(k_norm),
+        });
         device.rope_store(
-            &self.rope, &mut b.q, &mut b.k, &b.v, &step.rows, cache, pages,
+            &self.rope, head_norms, &mut b.q, &mut b.k, &b.v, &step.rows, cache, pages,
         );
         device.attention(&b.q, &step.rows, cache, pages, &mut b.attention);
         let mut o = [w.project(Module::O, None, lora(Module::O), &mut *x, true)];
@@ -387,8 +389,13 @@ impl Model {
             w.project(Module::Up, None, lora(Module::Up), &mut b.up, false),
         ];
         device.linear(&mut b.ffn_input, x, norm, &mut gate_up, compute);
-        device.swiglu(&b.gate, &b.up, &mut b.activated);
         let mut down = [w.project(Module::Down, None, lora(Module::Down), x, true)];
-        device.linear(&mut b.other_input, &b.activated, None, &mut down, compute);
+        device.swiglu_linear(
+            &mut b.other_input,
+            [&b.gate, &b.up],
+            &mut b.activated,
+            &mut down,
+            compute,
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! The decoder on a graphics card: the answers that the CPU gives, and bits that do not depend on the batch, the chunks of a
 //! prompt or the pages. Needs a Vulkan driver; Mesa's llvmpipe is enough. `LORY_TEST_GPU=required` fails without one.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use formats::folder::Folder;
 use formats::gguf::{GgmlType, Gguf};
 use kernels::{Compute, Device, DeviceChoice, KvCache, KvType, Run, Span};
 use model::{Adapter, Batch, Buffers, Model};
-use testkit::{Logits, tiny_adapter, tiny_config, tiny_gguf_as};
+use testkit::{Logits, logits, tiny_adapter, tiny_gguf_as};
 
 /// The two best logits of a near tie differ by less than this part of the largest logit.
 const NEAR_TIE: f32 = 0.03;
@@ -24,10 +26,17 @@ fn load(dtype: GgmlType, device: Device) -> Model {
     Model::load(&gguf, device).unwrap()
 }
 
+/// A tiny model of another family: biases (Qwen2), norms of heads (Qwen3), scaled rotary embeddings.
+fn load_family(name: &str, device: Device) -> Model {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+    let read = |path: &Path| Ok(Arc::new(std::fs::read(path)?) as formats::gguf::Bytes);
+    Model::load(&Folder::open(&fixtures.join(name), &read).unwrap(), device).unwrap()
+}
+
 fn adapters(model: &Model) -> Vec<Adapter> {
     let files = [(1, 4, 1.0), (2, 16, 0.5), (3, 5, 2.0)];
     files
-        .map(|(seed, rank, scale)| tiny_adapter(seed, &tiny_config(), rank, scale))
+        .map(|(seed, rank, scale)| tiny_adapter(seed, model.config(), rank, scale))
         .iter()
         .map(|file| model.load_adapter(file).unwrap())
         .collect()
@@ -245,5 +254,55 @@ fn a_sequence_has_the_same_bits_alone_in_company_in_chunks_and_on_other_pages() 
                 );
             }
         }
+    }
+}
+
+#[test]
+fn every_family_computes_what_the_cpu_computes() {
+    let Some(gpu) = gpu() else { return };
+    for family in ["linear", "llama", "llama3", "mistral", "qwen2", "qwen3"] {
+        let (on_cpu, on_gpu) = (load_family(family, cpu()), load_family(family, gpu.clone()));
+        let tokens: Vec<u32> = (0..40).map(|i| (7 + 11 * i) % 60).collect();
+        let want = logits(&on_cpu, &tokens, None, Compute::F32, KvType::F32);
+        let got = logits(&on_gpu, &tokens, None, Compute::F32, KvType::F32);
+        let difference = difference(got.values(), want.values());
+        assert!(difference < 2e-5, "{family}: {difference}");
+    }
+}
+
+/// Launches of a step outside the layers: the embeddings, the rows of the logits, and the head's two.
+const OTHER_LAUNCHES: u64 = 4;
+
+#[test]
+fn a_layer_of_decode_takes_at_most_12_launches() {
+    let Some(choice) = testkit::gpu::vulkan() else {
+        return;
+    };
+    for family in ["llama", "qwen2", "qwen3"] {
+        // Its own device, because other tests launch at the same time.
+        let model = load_family(family, Device::open(choice).unwrap());
+        let adapters = adapters(&model);
+        let mut runner = Runner::new(&model, &adapters, KvType::F16, Compute::Int8);
+        // Longer than a split of attention, which takes another launch.
+        let mut sequences = [
+            Sequence::new(1, 140, &[(0, 1.0)], 0),
+            Sequence::new(2, 20, &[(1, 0.7), (2, 0.3)], 12),
+            Sequence::new(3, 5, &[], 24),
+        ];
+        for sequence in &mut sequences {
+            for token in &mut sequence.tokens {
+                *token %= model.config().vocab_size as u32;
+            }
+        }
+        runner.read(&mut sequences, 200);
+        for sequence in &mut sequences {
+            sequence.tokens.push(3);
+        }
+        let before = model.device().launches();
+        runner.read(&mut sequences, 1);
+        let launches = model.device().launches() - before - OTHER_LAUNCHES;
+        let layers = model.config().layers as u64;
+        assert_eq!(launches % layers, 0, "{family}: {launches}");
+        assert!(launches <= 12 * layers, "{family}: {launches}");
     }
 }

@@ -6,6 +6,7 @@ use crate::error::KernelError;
 use crate::gpu::device::GpuDevice;
 use crate::gpu::executor::{Buffer, Kernel, Launch};
 use crate::gpu::kernels::{ATTENTION_COMBINE, ATTENTION_SPLIT, ATTENTION_WALK, ROPE_STORE};
+use crate::gpu::rows::Norm;
 use crate::gpu::step::Step;
 use crate::gpu::tensor::{Growing, Tensor};
 use std::sync::Mutex;
@@ -38,6 +39,15 @@ pub(crate) struct RopeTable {
     buffer: Buffer,
     positions: usize,
     head_dim: usize,
+}
+
+/// The norms of the heads of queries and keys, in front of the rotation.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadNorms<'a> {
+    pub(crate) plain_q: &'a Tensor,
+    pub(crate) q_norm: Norm<'a>,
+    pub(crate) plain_k: &'a Tensor,
+    pub(crate) k_norm: Norm<'a>,
 }
 
 impl GpuDevice {
@@ -105,6 +115,7 @@ impl GpuDevice {
     pub(crate) fn rope_store(
         &self,
         table: &RopeTable,
+        norms: Option<HeadNorms>,
         q: &mut Tensor,
         k: &mut Tensor,
         v: &Tensor,
@@ -115,24 +126,48 @@ impl GpuDevice {
         let KvShape {
             kv_heads, head_dim, ..
         } = cache.shape;
+        if let Some(norms) = norms {
+            assert_eq!(norms.q_norm.weight.length, head_dim);
+            assert_eq!(norms.k_norm.weight.length, head_dim);
+            q.resize(norms.plain_q.rows(), norms.plain_q.columns());
+            k.resize(norms.plain_k.rows(), norms.plain_k.columns());
+        }
         let heads = q.columns() / head_dim;
         assert_eq!((q.rows(), q.columns()), (step.rows, heads * head_dim));
         assert_eq!((k.rows(), k.columns()), (step.rows, kv_heads * head_dim));
         assert_eq!((v.rows(), v.columns()), (step.rows, kv_heads * head_dim));
         assert_eq!(table.head_dim, head_dim);
         assert!(step.positions <= table.positions && step.blocks <= cache.blocks);
+        let [f32_cache] = cache.constants();
+        let unread = [self.unread(); 4];
+        let [plain_q, plain_k, q_norm, k_norm] = norms.map_or(unread, |norms| {
+            [
+                norms.plain_q.buffer(),
+                norms.plain_k.buffer(),
+                &norms.q_norm.weight.buffer,
+                &norms.k_norm.weight.buffer,
+            ]
+        });
+        let [q_eps, k_eps] = norms.map_or([0; 2], |norms| {
+            [norms.q_norm, norms.k_norm].map(|norm| norm.eps.to_bits())
+        });
+        let [heads_, kv_heads_, head_dim_] = [heads, kv_heads, head_dim].map(|n| n as u32);
         self.executor().launch(&Launch {
             kernel: &ROPE_STORE,
-            constants: &cache.constants(),
+            constants: &[f32_cache, ("NORMS", u32::from(norms.is_some()))],
             buffers: &[
                 v.buffer(),
                 &table.buffer,
                 &step.buffer,
+                plain_q,
+                plain_k,
+                q_norm,
+                k_norm,
                 q.buffer(),
                 k.buffer(),
                 &cache.layers[layer],
             ],
-            parameters: &[heads, kv_heads, head_dim].map(|n| n as u32),
+            parameters: &[heads_, kv_heads_, head_dim_, q_eps, k_eps],
             groups: [
                 ((heads + kv_heads) * head_dim / 4).div_ceil(64),
                 step.rows,

@@ -474,7 +474,6 @@ impl Executor {
     }
 
     /// Launches so far.
-    #[cfg(test)]
     pub(crate) fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
     }

@@ -43,7 +43,7 @@ kernels! {
     PRODUCT_OF_FEW = "few" of PRODUCT: PRODUCT_BINDINGS;
     PRODUCT_OF_MANY = "many" of PRODUCT: PRODUCT_BINDINGS;
     EMBED = "embed" of PRODUCT: PRODUCT_BINDINGS;
-    ROPE_STORE = "rope_store" of ROPE: &[Read, Read, Read, Write, Write, Write];
+    ROPE_STORE = "rope_store" of ROPE: &[Read, Read, Read, Read, Read, Read, Read, Write, Write, Write];
     CROSS_ENTROPY = "cross_entropy" of LOSS: &[Read, Write, Write];
     ATTENTION_WALK = "walk" of ATTENTION: ATTENTION_BINDINGS;
     ATTENTION_SPLIT = "split" of ATTENTION: ATTENTION_BINDINGS;

@@ -1,5 +1,5 @@
-//! Projections: `prepare` normalises rows, rounds them and multiplies them with A of their adapters; then up to three matrices
-//! of one format are multiplied in one launch, which adds the products with B.
+//! Projections: `prepare` normalises or gates rows, rounds them and multiplies them with A of their adapters; then up to three
+//! matrices of one format are multiplied in one launch, which adds the products with B.
 
 use crate::dtype::Compute;
 use crate::gpu::device::GpuDevice;
@@ -32,6 +32,26 @@ pub(crate) struct Projection<'a> {
     pub(crate) lora: Option<Lora<'a>>,
     pub(crate) out: &'a mut Tensor,
     pub(crate) accumulate: bool,
+}
+
+/// What happens to the rows before they are multiplied.
+#[derive(Clone, Copy)]
+pub(crate) enum Prologue<'a> {
+    None,
+    Norm(Norm<'a>),
+    /// silu(rows) * up.
+    Swiglu(&'a Tensor),
+}
+
+impl Prologue<'_> {
+    /// As `prologue` in prepare.wgsl.
+    fn code(&self) -> u32 {
+        match self {
+            Prologue::None => 0,
+            Prologue::Norm(_) => 1,
+            Prologue::Swiglu(_) => 2,
+        }
+    }
 }
 
 /// Rows in the form that products read.
@@ -123,16 +143,17 @@ impl GpuDevice {
         }
     }
 
-    /// Projects the rows of `x`: for each projection, `out (+)= norm(x) W^T + bias + sum of scale * (norm(x) A^T) B^T`.
+    /// Projects the rows of `x`: with x' the rows after the prologue, each projection becomes
+    /// `out (+)= x' W^T + bias + sum of scale * (x' A^T) B^T`. `float` has x' if a product needs it in f32.
     ///
     /// # Panics
     /// Shapes that do not fit, or a run past the rows.
     pub(crate) fn linear(
         &self,
         workspace: &mut Workspace,
-        normed: &mut Tensor,
+        float: &mut Tensor,
         x: &Tensor,
-        norm: Option<Norm>,
+        prologue: Prologue,
         projections: &mut [Projection],
         compute: Compute,
     ) {
@@ -157,25 +178,24 @@ impl GpuDevice {
         let adapters = self.adapters(rows, projections);
         let any_int8 = projections.iter().any(|p| int8(p.weights));
         let any_float = projections.iter().any(|p| !int8(p.weights));
-        if let Some(norm) = norm {
-            assert_eq!(norm.weight.length, columns);
-            if any_float {
-                normed.resize(rows, columns);
-            }
+        match prologue {
+            Prologue::None => {}
+            Prologue::Norm(norm) => assert_eq!(norm.weight.length, columns),
+            Prologue::Swiglu(up) => assert_eq!((up.rows(), up.columns()), (rows, columns)),
+        }
+        let write_float = any_float && !matches!(prologue, Prologue::None);
+        if write_float {
+            float.resize(rows, columns);
         }
         self.prepare(
             workspace,
-            normed,
+            float,
             x,
-            norm,
+            prologue,
             &adapters,
-            (any_int8, any_float && norm.is_some()),
+            (any_int8, write_float),
         );
-        let float_rows = if norm.is_some() && any_float {
-            &*normed
-        } else {
-            x
-        };
+        let float_rows = if write_float { &*float } else { x };
         let mut items: Vec<Item> = Vec::new();
         for (projection, p) in projections.iter().enumerate() {
             items.extend(p.weights.parts.iter().map(|part| Item { projection, part }));
@@ -250,17 +270,22 @@ impl GpuDevice {
     fn prepare(
         &self,
         workspace: &mut Workspace,
-        normed: &Tensor,
+        float: &Tensor,
         x: &Tensor,
-        norm: Option<Norm>,
+        prologue: Prologue,
         adapters: &Adapters,
-        (int8, float): (bool, bool),
+        (int8, write_float): (bool, bool),
     ) {
         let (rows, columns) = (x.rows(), x.columns());
         let entries = adapters.projections * adapters.entries;
-        if !int8 && !float && entries == 0 {
+        if !int8 && !write_float && entries == 0 {
             return;
         }
+        let (second, eps) = match prologue {
+            Prologue::None => (self.unread(), 0),
+            Prologue::Norm(norm) => (&norm.weight.buffer, norm.eps.to_bits()),
+            Prologue::Swiglu(up) => (up.buffer(), 0),
+        };
         let groups = if int8 { rows * columns / GROUP } else { 0 };
         let [lora_0, lora_1, lora_2, lora_3, lora_4] = adapters.parameters();
         self.executor().launch(&Launch {
@@ -268,14 +293,14 @@ impl GpuDevice {
             constants: &[],
             buffers: &[
                 x.buffer(),
-                norm.map_or(self.unread(), |norm| &norm.weight.buffer),
+                second,
                 adapters.metadata,
                 &adapters.tables,
                 &adapters.heap,
                 workspace.int8.with_room(groups * GROUP / 4),
                 workspace.scales.with_room(groups * 2),
-                if float {
-                    normed.buffer()
+                if write_float {
+                    float.buffer()
                 } else {
                     self.unwritten(0)
                 },
@@ -283,10 +308,10 @@ impl GpuDevice {
             ],
             parameters: &[
                 columns as u32,
-                norm.map_or(0, |norm| norm.eps.to_bits()),
-                u32::from(norm.is_some()),
+                eps,
+                prologue.code(),
                 u32::from(int8),
-                u32::from(float),
+                u32::from(write_float),
                 lora_0,
                 lora_1,
                 lora_2,

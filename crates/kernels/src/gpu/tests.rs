@@ -7,9 +7,10 @@ use crate::cpu::isa::Isa;
 use crate::cpu::reference;
 use crate::device::GpuApi;
 use crate::dtype::{Compute, KvShape, KvType, LoraType, SourceType};
+use crate::gpu::attention::HeadNorms;
 use crate::gpu::device::GpuDevice;
 use crate::gpu::kernels;
-use crate::gpu::linear::{Lora, Projection};
+use crate::gpu::linear::{Lora, Projection, Prologue};
 use crate::gpu::lora::LoraPack;
 use crate::gpu::rows::Norm;
 use crate::gpu::step::Step;
@@ -105,6 +106,61 @@ fn swiglu_matches_the_reference() {
 }
 
 #[test]
+fn products_of_gated_rows_match_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let (rows, inputs, outputs) = (3, 160, 40);
+    let gate: Vec<f32> = numbers(3, rows * inputs).iter().map(|x| 6.0 * x).collect();
+    let up = numbers(4, rows * inputs);
+    let gated: Vec<f32> = gate
+        .iter()
+        .zip(&up)
+        .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+        .collect();
+    for (source, compute, tolerance) in [
+        (SourceType::F32, Compute::F32, 3e-6),
+        (SourceType::Q8_0, Compute::Int8, 1.5e-2),
+    ] {
+        let bytes = random_bytes(source, outputs * inputs, &mut Random::new(5));
+        let values = values_of(source, &bytes, (outputs, inputs));
+        let weights = gpu.pack(source, &bytes, (outputs, inputs), None).unwrap();
+        let pair = pair(gpu, 1, (outputs, inputs, 5), LoraType::F32);
+        let runs = [Run {
+            first: 1,
+            rows: 1,
+            slots: vec![(0, 1.0)],
+        }];
+        let step = step(gpu, &vec![0; rows], &[], &runs);
+        let mut out = gpu.tensor();
+        let projection = Projection {
+            weights: &weights,
+            bias: None,
+            lora: Some(Lora {
+                step: &step,
+                packs: vec![Some(&pair.pack)],
+            }),
+            out: &mut out,
+            accumulate: false,
+        };
+        gpu.linear(
+            &mut gpu.workspace(),
+            &mut gpu.tensor(),
+            &upload(gpu, rows, inputs, &gate),
+            Prologue::Swiglu(&upload(gpu, rows, inputs, &up)),
+            &mut [projection],
+            compute,
+        );
+        let mut want = reference::linear(&gated, &values, rows, outputs, inputs);
+        let x: Vec<f64> = gated[inputs..2 * inputs]
+            .iter()
+            .map(|x| f64::from(*x))
+            .collect();
+        let with_adapter = &mut want[outputs..2 * outputs];
+        add_adapters(with_adapter, &x, &[Some(&pair)], &runs[0].slots);
+        assert_near(&format!("{source:?}"), &read(&out), &want, tolerance);
+    }
+}
+
+#[test]
 fn rows_are_gathered_in_the_order_given() {
     let Some(gpu) = gpu() else { return };
     let x = numbers(5, 4 * 70);
@@ -160,7 +216,7 @@ fn project(gpu: &GpuDevice, x: &Tensor, weights: &Weights, compute: Compute) -> 
         &mut gpu.workspace(),
         &mut gpu.tensor(),
         x,
-        None,
+        Prologue::None,
         &mut [projection],
         compute,
     );
@@ -449,7 +505,7 @@ fn a_mixed_batch_of_three_projections_matches_the_reference() {
         &mut gpu.workspace(),
         &mut gpu.tensor(),
         &upload(gpu, rows, inputs, &x),
-        Some(norm),
+        Prologue::Norm(norm),
         &mut projections,
         Compute::F32,
     );
@@ -515,7 +571,7 @@ fn adapters_of_a_row_alone_give_the_bits_of_company_and_of_another_place_in_memo
             &mut gpu.workspace(),
             &mut gpu.tensor(),
             &upload(gpu, rows, inputs, x),
-            None,
+            Prologue::None,
             &mut [projection],
             Compute::Int8,
         );
@@ -581,7 +637,7 @@ fn the_heap_keeps_adapters_when_it_grows_and_takes_freed_room_again() {
         &mut gpu.workspace(),
         &mut gpu.tensor(),
         &upload(gpu, 1, inputs, &x),
-        None,
+        Prologue::None,
         &mut [projection],
         Compute::F32,
     );
@@ -665,7 +721,7 @@ fn attend(
             upload(gpu, first, kv_row, &k),
         );
         let (v, mut out) = (upload(gpu, first, kv_row, &v), gpu.tensor());
-        gpu.rope_store(&table, &mut q, &mut k, &v, &step, &mut cache, 1);
+        gpu.rope_store(&table, None, &mut q, &mut k, &v, &step, &mut cache, 1);
         gpu.attention(&q, &step, &cache, 1, &mut out);
         let out = read(&out);
         for (i, span) in spans {
@@ -686,6 +742,59 @@ fn rotated(x: &[f32], heads: usize) -> Vec<f32> {
         *out = (f64::from(x[i]) * angle.cos() + f64::from(other) * angle.sin()) as f32;
     }
     out
+}
+
+#[test]
+fn heads_are_normalised_before_they_are_rotated() {
+    let Some(gpu) = gpu() else { return };
+    let (rows, dim, eps) = (21, SHAPE.head_dim, 1e-5);
+    let Sequence { q, k, v } = sequence(11, rows);
+    let (q_weight, k_weight) = (numbers(12, dim), numbers(13, dim));
+    let normed = |x: &[f32], weight: &[f32]| -> Vec<f32> {
+        x.chunks(dim)
+            .flat_map(|head| reference::rmsnorm(head, weight, eps))
+            .map(|x| x as f32)
+            .collect()
+    };
+    let want_q = rotated(&normed(&q, &q_weight), HEADS);
+    let want_k = rotated(&normed(&k, &k_weight), SHAPE.kv_heads);
+    let table = gpu.rope_table(dim, 64, 1e4, None);
+    let mut cache = gpu.kv_cache(SHAPE, 2, KvType::F16).unwrap();
+    let span = Span {
+        first: 0,
+        rows,
+        past: 0,
+        blocks: &[1, 0],
+    };
+    let step = step(gpu, &vec![0; rows], &[span], &[]);
+    let (q_weight, k_weight) = (gpu.vector(&q_weight), gpu.vector(&k_weight));
+    let norms = HeadNorms {
+        plain_q: &upload(gpu, rows, HEADS * dim, &q),
+        q_norm: Norm {
+            weight: &q_weight,
+            eps,
+        },
+        plain_k: &upload(gpu, rows, SHAPE.kv_heads * dim, &k),
+        k_norm: Norm {
+            weight: &k_weight,
+            eps,
+        },
+    };
+    let v = upload(gpu, rows, SHAPE.kv_heads * dim, &v);
+    let (mut q, mut k) = (gpu.tensor(), gpu.tensor());
+    gpu.rope_store(
+        &table,
+        Some(norms),
+        &mut q,
+        &mut k,
+        &v,
+        &step,
+        &mut cache,
+        0,
+    );
+    let f64s = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+    assert_near("queries", &read(&q), &f64s(&want_q), 2e-6);
+    assert_near("keys", &read(&k), &f64s(&want_k), 2e-6);
 }
 
 #[test]

@@ -1,12 +1,14 @@
-// The rows in front of products, in one launch: workgroup 0 of a row normalises it and rounds it to 8 bits; the others multiply
-// it with A of its adapters, 8 rows of A each, and normalise it again on the way, which costs less than another launch.
+// The rows in front of products, in one launch: workgroup 0 of a row normalises or gates it and rounds it to 8 bits; the others
+// multiply it with A of its adapters, 8 rows of A each, and normalise or gate it again on the way, which costs less than another
+// launch.
 
 struct Parameters {
     columns: u32,
     eps: f32,
-    normalise: u32,
+    // 0: the rows as they are. 1: the norm of the rows. 2: silu(x) * second.
+    prologue: u32,
     write_int8: u32,
-    write_normed: u32,
+    write_float: u32,
     // Layout of `shrunk`: row > projection > entry > rank.
     projections: u32,
     entries: u32,
@@ -18,23 +20,25 @@ struct Parameters {
 var<immediate> p: Parameters;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
+@group(0) @binding(1) var<storage, read> second: array<f32>;  // the norm's weights by column, or rows like x
 @group(0) @binding(2) var<storage, read> metadata: array<u32>;
 @group(0) @binding(3) var<storage, read> tables: array<u32>;
 @group(0) @binding(4) var<storage, read> adapters: array<u32>;
 @group(0) @binding(5) var<storage, read_write> int8: array<u32>;       // row > group > 8 words of 4
 @group(0) @binding(6) var<storage, read_write> scales: array<vec2<u32>>; // row > group: scale, sums of both halves
-@group(0) @binding(7) var<storage, read_write> normed: array<f32>;
+@group(0) @binding(7) var<storage, read_write> float: array<f32>;
 @group(0) @binding(8) var<storage, read_write> shrunk: array<f32>;
 
 const CHUNK: u32 = 8u;
 
 fn value(row: u32, column: u32, factor: f32) -> f32 {
-    let v = x[row * p.columns + column];
-    if p.normalise == 0u {
-        return v;
+    let at = row * p.columns + column;
+    let v = x[at];
+    switch p.prologue {
+        case 0u: { return v; }
+        case 1u: { return v * factor * second[column]; }
+        default: { return v / (1.0 + exponential(-v)) * second[at]; }
     }
-    return v * factor * weight[column];
 }
 
 fn row_factor(row: u32, lane: u32) -> f32 {
@@ -105,7 +109,7 @@ fn shrink(row: u32, tile: u32, factor: f32, lane: u32) {
 fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.y;
     var factor = 1.0;
-    if p.normalise != 0u {
+    if p.prologue == 1u {
         factor = row_factor(row, lane);
     }
     if group.x > 0u {
@@ -117,9 +121,9 @@ fn prepare(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
             quantize(row, g, factor);
         }
     }
-    if p.write_normed != 0u {
+    if p.write_float != 0u {
         for (var k = lane; k < p.columns; k += 128u) {
-            normed[row * p.columns + k] = value(row, k, factor);
+            float[row * p.columns + k] = value(row, k, factor);
         }
     }
 }
