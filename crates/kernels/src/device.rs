@@ -250,6 +250,23 @@ impl Device {
         matches!(self.kind(), Kind::Cpu(_))
     }
 
+    /// What went wrong on the device, once something did; from then on its results are not valid. Always none for the CPU.
+    pub fn fault(&self) -> Option<String> {
+        match self.kind() {
+            Kind::Cpu(_) => None,
+            Kind::Gpu(gpu) => gpu.executor().fault(),
+        }
+    }
+
+    /// Makes a graphics card fail as one that is pulled out, for tests of what follows.
+    #[cfg(feature = "faults")]
+    pub fn lose(&self) {
+        match self.kind() {
+            Kind::Cpu(_) => {}
+            Kind::Gpu(gpu) => gpu.executor().lose(),
+        }
+    }
+
     /// Kernels that it was given so far; 0 for the CPU, which has no launches.
     pub fn launches(&self) -> u64 {
         match self.kind() {

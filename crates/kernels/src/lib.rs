@@ -11,7 +11,7 @@
 //!
 //! | module | types | methods of [`Device`] |
 //! |---|---|---|
-//! | `device` | [`Device`], [`DeviceChoice`], [`GpuInfo`] | `open`, `gpus`, `describe`, `wait`, `pausing`, `trains`, `launches` |
+//! | `device` | [`Device`], [`DeviceChoice`], [`GpuInfo`] | `open`, `gpus`, `describe`, `wait`, `pausing`, `trains`, `launches`, `fault` |
 //! | `tensor` | [`Tensor`], [`Vector`] | `tensor`, `upload`, `vector`, `clear`, `copy`, `gather_rows`, `scatter_rows`, `scale_rows` |
 //! | `step` | [`Step`] | `step`: a step's tokens, sequences, adapter runs and dropout, uploaded once |
 //! | `weights` | [`Weights`] | `pack`, `embed` |

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use engine::{Event, Flow, Token};
 use formats::tokenizer::Detokenizer;
+use kernels::Device;
 
 use crate::error::RequestError;
 use crate::model_identity::ModelIdentity;
@@ -101,6 +102,8 @@ pub enum FinishReason {
     Grammar(String),
     /// The model failed, with a message for people.
     Failed(String),
+    /// The device failed for good, with its reason.
+    DeviceFailed(String),
 }
 
 impl FinishReason {
@@ -112,7 +115,9 @@ impl FinishReason {
             FinishReason::Length => "length",
             FinishReason::Timeout => "timeout",
             FinishReason::Cancelled => "cancelled",
-            FinishReason::Grammar(_) | FinishReason::Failed(_) => "error",
+            FinishReason::Grammar(_)
+            | FinishReason::Failed(_)
+            | FinishReason::DeviceFailed(_) => "error",
         }
     }
 }
@@ -122,7 +127,8 @@ impl End {
     ///
     /// # Errors
     /// [`RequestError::Timeout`] if there was no time for a single token, [`RequestError::GrammarLimit`] if its grammar
-    /// failed, [`RequestError::Failed`] if the model failed, [`RequestError::Stopped`] if the engine ended it.
+    /// failed, [`RequestError::Failed`] if the model failed, [`RequestError::DeviceFailed`] if its device did,
+    /// [`RequestError::Stopped`] if the engine ended it.
     pub fn check(&self) -> Result<(), RequestError> {
         match &self.reason {
             FinishReason::Timeout if self.completion_tokens == 0 => Err(RequestError::Timeout),
@@ -133,6 +139,7 @@ impl End {
             FinishReason::Cancelled => Err(RequestError::Stopped),
             FinishReason::Grammar(message) => Err(RequestError::GrammarLimit(message.clone())),
             FinishReason::Failed(message) => Err(RequestError::Failed(message.clone())),
+            FinishReason::DeviceFailed(reason) => Err(RequestError::DeviceFailed(reason.clone())),
         }
     }
 }
@@ -209,6 +216,8 @@ pub(super) struct OutputProcessor {
     stops: StopWatcher,
     sink: TextSink,
     recorder: RequestRecorder,
+    /// Where the model runs: it knows whether an error is for good.
+    device: Option<Device>,
     /// An echo to emit before the first token: the text of the prompt, and its tokens.
     echo: Option<(String, Vec<TokenLogprob>)>,
     /// Bytes of decoded text so far.
@@ -233,11 +242,17 @@ impl OutputProcessor {
             stops: StopWatcher::new(stops),
             sink,
             recorder,
+            device: None,
             echo: None,
             decoded: 0,
             pending_tokens: VecDeque::new(),
             stopped: false,
         }
+    }
+
+    /// Ends with the device's reason if the model fails because of it.
+    pub fn runs_on(&mut self, device: &Device) {
+        self.device = Some(device.clone());
     }
 
     /// Reads tool calls out of the text.
@@ -317,7 +332,12 @@ impl OutputProcessor {
             engine::FinishReason::Deadline => FinishReason::Timeout,
             engine::FinishReason::Cancelled => FinishReason::Cancelled,
             engine::FinishReason::Constraint(message) => FinishReason::Grammar(message),
-            engine::FinishReason::Error(message) => FinishReason::Failed(message),
+            engine::FinishReason::Error(message) => {
+                match self.device.as_ref().and_then(Device::fault) {
+                    Some(reason) => FinishReason::DeviceFailed(reason),
+                    None => FinishReason::Failed(message),
+                }
+            }
         };
         (self.sink)(TextEvent::End(End {
             reason,

@@ -361,6 +361,9 @@ pub enum RequestError {
     /// The model failed in a step of this request.
     #[error("the model failed: {0}")]
     Failed(String),
+    /// The device failed, and stays so until the process is started again.
+    #[error("the device of the base failed: {0}")]
+    DeviceFailed(String),
     /// The client went away before the request was queued.
     #[error("the client went away")]
     ClientGone,
@@ -476,6 +479,7 @@ impl RequestError {
             | RequestError::LogprobsInUse { .. }
             | RequestError::Adapter { .. }
             | RequestError::Failed(_)
+            | RequestError::DeviceFailed(_)
             | RequestError::TemplateFailed { .. }
             | RequestError::GrammarLimit(_)
             | RequestError::GrammarsBusy

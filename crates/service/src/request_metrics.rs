@@ -131,7 +131,9 @@ impl RequestMetrics {
             RequestError::QueueFull { .. } | RequestError::GrammarsBusy => "queue_full",
             RequestError::Timeout => "timeout",
             RequestError::ClientGone => "cancelled",
-            RequestError::Adapter { .. } | RequestError::Failed(_) => "error",
+            RequestError::Adapter { .. }
+            | RequestError::Failed(_)
+            | RequestError::DeviceFailed(_) => "error",
             RequestError::Stopped => "stopped",
             RequestError::Denied { source, .. } => match source {
                 AuthError::RequestRateExceeded { .. }

@@ -79,6 +79,9 @@ impl engine::Runner for ModelRunner {
     }
 
     fn run(&mut self, batch: &Batch<Adapter>, logits: &mut Vec<f32>) -> Result<(), String> {
+        if let Some(fault) = self.model.device().fault() {
+            return Err(fault);
+        }
         let spans: Vec<Span> = batch
             .sequences
             .iter()
@@ -135,6 +138,9 @@ impl engine::Runner for ModelRunner {
                 forward();
                 yield_point.release();
             }
+        }
+        if let Some(fault) = self.model.device().fault() {
+            return Err(fault);
         }
         self.logits.read_into(logits);
         Ok(())

@@ -77,6 +77,8 @@ type PipelineKey = (&'static str, Vec<u32>);
 type BindGroups = HashMap<(u32, Vec<u64>), wgpu::BindGroup>;
 
 pub(crate) struct Executor {
+    /// The card's name, for messages.
+    name: String,
     device: wgpu::Device,
     queue: wgpu::Queue,
     recording: Mutex<Recording>,
@@ -165,12 +167,11 @@ impl Executor {
             lock(&on_error).get_or_insert(error.to_string());
         }));
         let on_loss = fault.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&on_loss).get_or_insert(format!("the device was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            lock(&on_loss).get_or_insert(format!("it was lost ({message})"));
         });
         Ok(Executor {
+            name: name.to_owned(),
             device,
             queue,
             recording: Mutex::default(),
@@ -406,26 +407,34 @@ impl Executor {
         }
     }
 
-    /// Returns when the card has computed everything that was recorded.
-    ///
-    /// # Panics
-    /// Something went wrong on the card since it was opened.
+    /// Returns when the card has computed everything that was recorded, or has failed: see [`Executor::fault`].
     pub(crate) fn wait(&self) {
         self.submit();
         if let Err(error) = self.device.poll(wgpu::PollType::wait_indefinitely()) {
             lock(&self.fault).get_or_insert(error.to_string());
         }
-        if let Some(fault) = &*lock(&self.fault) {
-            panic!(
-                "the graphics card failed: {fault}; restart Lory, with --device cpu if it happens again"
-            );
-        }
+    }
+
+    /// What went wrong on the card since it was opened, and what to do.
+    pub(crate) fn fault(&self) -> Option<String> {
+        let fault = lock(&self.fault);
+        let fault = fault.as_ref()?;
+        Some(format!(
+            "{}: {fault}; restart Lory, with --device cpu if it happens again",
+            self.name
+        ))
+    }
+
+    /// Loses the card.
+    #[cfg(feature = "faults")]
+    pub(crate) fn lose(&self) {
+        self.device.destroy();
     }
 
     /// Reads the first `out.len()` words of a buffer. Waits for the card.
     ///
     /// # Panics
-    /// As [`Executor::wait`].
+    /// The card has failed.
     pub(crate) fn read(&self, buffer: &Buffer, out: &mut [u32]) {
         let bytes = size_of_val(out) as u64;
         if bytes == 0 {
@@ -447,11 +456,12 @@ impl Executor {
         self.submit();
         staging.map_async(wgpu::MapMode::Read, ..bytes, |_| {});
         self.wait();
+        if let Some(fault) = self.fault() {
+            panic!("{fault}");
+        }
         match staging.get_mapped_range(..bytes) {
             Ok(view) => bytemuck::cast_slice_mut(out).copy_from_slice(&view),
-            Err(error) => {
-                panic!("the graphics card's memory cannot be read: {error}; restart Lory")
-            }
+            Err(error) => panic!("{}: its memory cannot be read: {error}", self.name),
         }
         staging.unmap();
     }

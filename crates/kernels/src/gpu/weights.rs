@@ -189,7 +189,13 @@ impl GpuDevice {
         self.executor().write_unused(&buffer, 0, words);
         // The copy that the driver keeps until then is as large as the tensor.
         self.executor().wait();
-        Ok(buffer)
+        match self.executor().fault() {
+            Some(reason) => Err(KernelError::Card {
+                name: self.info().name.clone(),
+                reason,
+            }),
+            None => Ok(buffer),
+        }
     }
 }
 

@@ -107,6 +107,7 @@ impl From<RequestError> for ApiError {
             // The client does not receive it.
             RequestError::ClientGone => (StatusCode::REQUEST_TIMEOUT, "client_gone"),
             RequestError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
+            RequestError::DeviceFailed(_) => (StatusCode::SERVICE_UNAVAILABLE, "device_failed"),
             RequestError::TemplateFailed { .. }
             | RequestError::NoSystemRole { field: None, .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "chat_template_failed")

@@ -63,6 +63,7 @@ pub(super) async fn ready(
         return Err(ApiError::draining(server.settings.drain_timeout));
     }
     let service = state.service()?;
+    service.check_device()?;
     // Keys limit which personas a client may see, and this route needs no key.
     let personas = server.settings.keys.is_none().then(|| {
         let personas = service.personas();

@@ -96,6 +96,17 @@ pub struct Service {
 }
 
 impl Service {
+    /// Whether the base's device works.
+    ///
+    /// # Errors
+    /// [`RequestError::DeviceFailed`], with its reason. Every request fails with it until the process is started again.
+    pub fn check_device(&self) -> Result<(), RequestError> {
+        match self.base.model.device().fault() {
+            Some(reason) => Err(RequestError::DeviceFailed(reason)),
+            None => Ok(()),
+        }
+    }
+
     /// Opens the base at `path`, starts the engine, and loads the personas' adapters as far as the memory goes, so that one
     /// that does not fit is found before the first request.
     ///

@@ -80,6 +80,7 @@ impl Service {
             metrics.refused(identity, log.as_deref(), &error);
             error
         };
+        self.check_device().map_err(|error| counted(None, error))?;
         let personas = self.personas();
         let mut checked = Vec::with_capacity(requests.len());
         for request in requests {
@@ -204,6 +205,7 @@ impl Service {
         let detokenizer = self.base.tokenizer.detokenizer();
         let stop = request.stop.as_ref().unwrap_or(&persona.stop);
         let mut processor = OutputProcessor::new(detokenizer, stop, sink, recorder);
+        processor.runs_on(self.base.model.device());
         if request.calls_tools() {
             processor.parse_tool_calls();
         }
