@@ -67,6 +67,9 @@ pub struct GpuInfo {
     pub kind: GpuKind,
     /// Bytes of its largest memory, where the driver says so.
     pub memory: Option<u64>,
+    /// Bytes of it that this process may still allocate, where the driver reports them (VK_EXT_memory_budget). Memory of other
+    /// processes counts as taken.
+    pub free: Option<u64>,
 }
 
 /// What a graphics card is made of.

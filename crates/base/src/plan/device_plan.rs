@@ -66,6 +66,9 @@ pub struct DevicePlan {
     pub memory: MemoryPlan,
     /// Bytes of the device's memory that the base may use: the same at every start.
     pub capacity: u64,
+    /// Bytes of a GPU's memory that are free now, as far as its driver or the system reports them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free: Option<u64>,
     /// Whether the peak fits into `capacity`.
     pub fits: bool,
     /// Blocks of 16 tokens whose keys and values fit into their memory.

@@ -29,6 +29,8 @@ pub struct Gpu {
     pub vendor: Vendor,
     /// Bytes of its own memory; `None` if the system does not report them.
     pub memory: Option<u64>,
+    /// Bytes of it that are free, if its driver reports them.
+    pub free: Option<u64>,
     /// Whether it shares the machine's memory.
     pub unified: bool,
     /// Its name for `--device`; `None` if no Vulkan or Metal driver offers it.
@@ -52,6 +54,7 @@ impl From<GpuInfo> for Gpu {
             },
             name: info.model,
             memory: info.memory,
+            free: info.free,
             unified: matches!(info.kind, GpuKind::Integrated | GpuKind::Software),
             device: Some(info.name),
             driver: info.driver,
@@ -95,6 +98,7 @@ impl HardwareProfile {
                 name: "Apple GPU".to_owned(),
                 vendor: Vendor::Apple,
                 memory: None,
+                free: None,
                 unified: true,
                 device: None,
                 driver: String::new(),
@@ -168,6 +172,7 @@ fn gpus_under(root: &Path) -> Vec<Gpu> {
             name: format!("{maker} GPU {id:04x}"),
             vendor,
             memory,
+            free: None,
             unified: vendor == Vendor::Intel && memory.is_none(),
             device: None,
             driver: String::new(),
@@ -201,6 +206,7 @@ fn nvidia(root: &Path) -> Vec<Gpu> {
             memory: fs::read_to_string(resource)
                 .ok()
                 .and_then(|text| window(&text)),
+            free: None,
             unified: false,
             device: None,
             driver: String::new(),
@@ -273,6 +279,7 @@ mod tests {
             driver: "a driver".to_owned(),
             kind,
             memory: Some(8 << 30),
+            free: None,
         };
         let listed = machine(&[
             ("sys/class/drm/card0/device/vendor", "0x1002\n"),

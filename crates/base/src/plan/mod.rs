@@ -57,8 +57,8 @@ pub fn plan_on(
 }
 
 impl Plan {
-    /// Refuses a plan that does not fit, before anything is allocated: into the memory that is free now, or into what a card may
-    /// use of its own. What other programs take of a card is found out when it is allocated.
+    /// Refuses a plan that does not fit, before anything is allocated: into the memory that is free now, and on a GPU also into
+    /// the share of its memory that Lory may use.
     ///
     /// # Errors
     /// [`InsufficientMemory`], with the numbers and what to change.
@@ -69,7 +69,10 @@ impl Plan {
         request: &PlanRequest,
     ) -> Result<(), InsufficientMemory> {
         let (bytes, whose) = match (&self.chosen.device, hardware.available) {
-            (DeviceKind::Gpu(_), _) => (self.chosen.capacity, "usable on this GPU"),
+            (DeviceKind::Gpu(_), _) => match self.chosen.free {
+                Some(free) if free < self.chosen.capacity => (free, "free on this GPU now"),
+                _ => (self.chosen.capacity, "usable on this GPU"),
+            },
             (DeviceKind::Cpu, Some(free)) => (free.bytes, free.limit.description()),
             (DeviceKind::Cpu, None) => return Ok(()),
         };

@@ -130,6 +130,7 @@ fn finish(
         precision,
         memory,
         capacity,
+        free: None,
         fits,
         kv_blocks: inputs.request.kv_memory / inputs.sizes.kv_block_bytes().max(1),
         reasons,
@@ -218,7 +219,12 @@ pub(super) fn on_gpu(
             .push("it computes on the CPU, slower than --device cpu: use it for tests".to_owned());
     }
     let runnable = gpu.device.is_some();
-    finish(device, runnable, precision, capacity, inputs, reasons)
+    let shared = hardware.available.filter(|_| gpu.unified);
+    let free = [gpu.free, shared.map(|shared| shared.bytes)];
+    DevicePlan {
+        free: free.into_iter().flatten().min(),
+        ..finish(device, runnable, precision, capacity, inputs, reasons)
+    }
 }
 
 /// 4 bits on a card, unless it has memory to spare.

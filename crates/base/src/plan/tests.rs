@@ -52,6 +52,7 @@ fn gpu(vendor: Vendor, memory: Option<u64>) -> Gpu {
         name: format!("{vendor:?}"),
         vendor,
         memory,
+        free: None,
         unified: vendor == Vendor::Apple,
         device: None,
         driver: String::new(),
@@ -238,6 +239,45 @@ fn precision_does_not_depend_on_free_memory() {
     }
     busy.available = None;
     plan.check(&busy, &sizes, &request).unwrap();
+}
+
+#[test]
+fn named_gpu_is_checked_against_its_own_free_memory() {
+    let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
+    let request = PlanRequest {
+        train_memory: Some(0),
+        ..PlanRequest::default()
+    };
+    let check = |card: Gpu, memory: u64| {
+        let machine = machine(memory, vec![]);
+        plan_on(&card, &machine, &sizes, &request).check(&machine, &sizes, &request)
+    };
+    let card = |free| Gpu {
+        free,
+        device: Some("vulkan:0".to_owned()),
+        ..gpu(Vendor::Nvidia, Some(24 << 30))
+    };
+    // The machine's own memory does not count.
+    check(card(None), 4 << 30).unwrap();
+    check(card(Some(20 << 30)), 4 << 30).unwrap();
+    let message = check(card(Some(2 << 30)), 64 << 30)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("2.0 GiB free on this GPU now"),
+        "{message}"
+    );
+    let message = check(gpu(Vendor::Nvidia, Some(4 << 30)), 64 << 30)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("usable on this GPU"), "{message}");
+    // One that shares the machine's memory has no more than that.
+    let shares = Gpu {
+        unified: true,
+        ..card(None)
+    };
+    let message = check(shares, 4 << 30).unwrap_err().to_string();
+    assert!(message.contains("free on this GPU now"), "{message}");
 }
 
 #[test]

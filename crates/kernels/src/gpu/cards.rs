@@ -40,6 +40,7 @@ pub(crate) fn list() -> Vec<GpuInfo> {
 
 fn info(api: GpuApi, index: usize, card: &wgpu::Adapter) -> GpuInfo {
     let info = card.get_info();
+    let (memory, free) = memory(card);
     GpuInfo {
         name: format!("{}:{index}", api.name()),
         model: info.name,
@@ -53,30 +54,52 @@ fn info(api: GpuApi, index: usize, card: &wgpu::Adapter) -> GpuInfo {
             wgpu::DeviceType::Cpu => GpuKind::Software,
             wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => GpuKind::Virtual,
         },
-        memory: memory(card),
+        memory,
+        free,
     }
 }
 
-/// Bytes of the largest heap of the card's own memory, where the API says it.
+/// Bytes of the largest heap of the card's own memory, and how many of them are free, where the API reports them.
 #[cfg(not(target_vendor = "apple"))]
-fn memory(card: &wgpu::Adapter) -> Option<u64> {
+fn memory(card: &wgpu::Adapter) -> (Option<u64>, Option<u64>) {
+    use ash::{ext, vk};
     // SAFETY: the handles are only read, while the adapter is alive.
-    let heaps = unsafe {
-        let card = card.as_hal::<wgpu::hal::api::Vulkan>()?;
-        card.shared_instance()
-            .raw_instance()
-            .get_physical_device_memory_properties(card.raw_physical_device())
+    let Some(card) = (unsafe { card.as_hal::<wgpu::hal::api::Vulkan>() }) else {
+        return (None, None);
     };
-    let heaps = &heaps.memory_heaps[..heaps.memory_heap_count as usize];
-    // Bit 0 of a heap's flags: the memory is the device's own (VK_MEMORY_HEAP_DEVICE_LOCAL_BIT).
-    let own = heaps.iter().filter(|heap| heap.flags.as_raw() & 1 != 0);
-    own.map(|heap| heap.size).max()
+    let instance = card.shared_instance();
+    let capabilities = card.physical_device_capabilities();
+    let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+    let mut all = vk::PhysicalDeviceMemoryProperties2::default();
+    let reports_budget = capabilities.supports_extension(ext::memory_budget::NAME)
+        && instance.instance_api_version() >= vk::API_VERSION_1_1;
+    // SAFETY: as above; the structures live until the call returns, and the one for the budget is only given to a driver that knows
+    // it.
+    unsafe {
+        let (instance, card) = (instance.raw_instance(), card.raw_physical_device());
+        if reports_budget {
+            all = all.push_next(&mut budget);
+            instance.get_physical_device_memory_properties2(card, &mut all);
+        } else {
+            all.memory_properties = instance.get_physical_device_memory_properties(card);
+        }
+    }
+    let properties = all.memory_properties;
+    let heaps = properties.memory_heaps.iter().enumerate();
+    let own = heaps
+        .take(properties.memory_heap_count as usize)
+        .filter(|(_, heap)| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+    let Some((largest, heap)) = own.max_by_key(|(_, heap)| heap.size) else {
+        return (None, None);
+    };
+    let free = budget.heap_budget[largest].saturating_sub(budget.heap_usage[largest]);
+    (Some(heap.size), reports_budget.then_some(free))
 }
 
 /// Metal's working set is not available through wgpu.
 #[cfg(target_vendor = "apple")]
-fn memory(_: &wgpu::Adapter) -> Option<u64> {
-    None
+fn memory(_: &wgpu::Adapter) -> (Option<u64>, Option<u64>) {
+    (None, None)
 }
 
 /// The card of that number.

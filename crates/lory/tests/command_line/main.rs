@@ -4,6 +4,7 @@ mod bases;
 mod chat;
 mod data;
 mod demo_and_serve;
+mod devices;
 mod eval;
 #[cfg(unix)]
 mod examples;

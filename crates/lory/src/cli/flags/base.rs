@@ -60,13 +60,24 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
     if text == "auto" || text == "cpu" {
         return Ok(DeviceChoice::default());
     }
-    let unknown = "must be auto, cpu, vulkan:N or metal:N, such as vulkan:0; `lory doctor` lists the GPUs of this machine";
-    let (name, number) = text.split_once(':').ok_or(unknown)?;
-    let api = GpuApi::ALL.into_iter().find(|api| api.name() == name);
-    Ok(DeviceChoice::Gpu {
-        api: api.ok_or(unknown)?,
-        index: number.parse().map_err(|_| unknown)?,
-    })
+    let named = text.split_once(':').and_then(|(name, number)| {
+        let api = GpuApi::ALL.into_iter().find(|api| api.name() == name)?;
+        let index = number.parse().ok()?;
+        Some(DeviceChoice::Gpu { api, index })
+    });
+    named.ok_or_else(known_devices)
+}
+
+/// What `--device` takes on this machine.
+fn known_devices() -> String {
+    let gpus: Vec<String> = Device::gpus()
+        .iter()
+        .map(|gpu| format!("{} ({})", gpu.name, gpu.model))
+        .collect();
+    match gpus.is_empty() {
+        true => "must be auto, cpu, vulkan:N or metal:N; no Vulkan or Metal driver of this machine offers a GPU".to_owned(),
+        false => format!("must be auto, cpu, or a GPU of this machine: {}", gpus.join(", ")),
+    }
 }
 
 /// Opens the CPU with `threads` compute threads, or with as many as the machine has.
