@@ -308,6 +308,48 @@ fn outputs_follow_the_order_given_and_bytes_are_those_of_the_estimate() {
 }
 
 #[test]
+fn matrix_in_several_buffers_gives_the_bits_of_one_buffer() {
+    let Some(gpu) = gpu() else { return };
+    let (outputs, inputs, rows) = (50, 256, 9);
+    // With the words of an output's values.
+    for (source, words) in [
+        (SourceType::F32, 256),
+        (SourceType::Q4_0, 32),
+        (SourceType::Q8_0, 64),
+    ] {
+        let mut r = Random::new(60 + source as u64);
+        let bytes = random_bytes(source, outputs * inputs, &mut r);
+        let shape = (outputs, inputs);
+        let whole = gpu.pack(source, &bytes, shape, None).unwrap();
+        let of_16_outputs = 16 * 4 * words;
+        let parts = gpu.pack_within(of_16_outputs, source, &bytes, shape, None);
+        let parts = parts.unwrap();
+        assert_eq!((whole.parts.len(), parts.parts.len()), (1, 4));
+        let x = r.values(rows * inputs);
+        for count in [1, rows] {
+            let x = upload(gpu, count, inputs, &x[..count * inputs]);
+            let [whole, parts] = [&whole, &parts].map(|w| project(gpu, &x, w, Compute::Int8));
+            assert!(bits(&whole) == bits(&parts), "{source:?} {count}");
+        }
+        let tokens = [49, 0, 17];
+        let step = step(gpu, &tokens, &[], &[]);
+        let [whole, parts] = [&whole, &parts].map(|table| {
+            let mut out = gpu.tensor();
+            gpu.embed(table, &step, &mut out);
+            read(&out)
+        });
+        assert_eq!(bits(&whole), bits(&parts), "{source:?}");
+    }
+    let one = gpu.pack_within(64, SourceType::F32, &[0; 128], (1, 32), None);
+    assert!(
+        one.err()
+            .unwrap()
+            .to_string()
+            .contains("larger than a buffer")
+    );
+}
+
+#[test]
 fn a_row_alone_has_the_bits_of_a_row_in_company() {
     let Some(gpu) = gpu() else { return };
     for source in TYPES {

@@ -105,6 +105,19 @@ impl GpuDevice {
         &self,
         source: SourceType,
         bytes: &[u8],
+        shape: (usize, usize),
+        order: Option<&[u32]>,
+    ) -> Result<Weights, KernelError> {
+        let largest_buffer = self.executor().largest_buffer();
+        self.pack_within(largest_buffer, source, bytes, shape, order)
+    }
+
+    /// [`GpuDevice::pack`] into buffers of at most `largest_buffer` bytes.
+    pub(super) fn pack_within(
+        &self,
+        largest_buffer: u64,
+        source: SourceType,
+        bytes: &[u8],
         (outputs, inputs): (usize, usize),
         order: Option<&[u32]>,
     ) -> Result<Weights, KernelError> {
@@ -126,7 +139,7 @@ impl GpuDevice {
             &bytes[r * row_bytes..][..row_bytes]
         };
         let (value_words, scale_words) = output_words(source, inputs);
-        let most = self.executor().largest_buffer() as usize / (4 * value_words.max(scale_words));
+        let most = largest_buffer as usize / (4 * value_words.max(scale_words));
         if most == 0 {
             return Err(KernelError::DeviceMemory {
                 bytes: 4 * value_words as u64,
