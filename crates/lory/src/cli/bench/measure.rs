@@ -62,6 +62,8 @@ pub(crate) struct Sample {
     pub seconds: f64,
     /// Bytes of weights and adapters that a step reads.
     pub bytes_per_step: usize,
+    /// Launches of kernels on a GPU; 0 on the CPU.
+    pub launches_per_step: u64,
 }
 
 /// A runner with its adapters.
@@ -159,6 +161,7 @@ impl Bench {
             steps: 1,
             seconds: started.elapsed().as_secs_f64(),
             bytes_per_step: 0,
+            launches_per_step: 0,
         })
     }
 
@@ -171,12 +174,13 @@ impl Bench {
                 self.batch(&[(past, rows)], tokens, adapters, i + 1 == chunks)
             })
             .collect();
-        let seconds = self.time(&batches)?;
+        let (seconds, launches) = self.count(&batches)?;
         Ok(Sample {
             tokens,
             steps: chunks,
             seconds,
             bytes_per_step: self.bytes_per_step(adapters.min(1)),
+            launches_per_step: launches / chunks as u64,
         })
     }
 
@@ -197,12 +201,13 @@ impl Bench {
         let batches: Vec<_> = (0..new)
             .map(|i| self.batch(&vec![(past + i, 1); rows], past + new, adapters, true))
             .collect();
-        let seconds = self.time(&batches)?;
+        let (seconds, launches) = self.count(&batches)?;
         Ok(Sample {
             tokens: rows * new,
             steps: new,
             seconds,
             bytes_per_step: self.bytes_per_step(adapters.min(rows)),
+            launches_per_step: launches / new as u64,
         })
     }
 
@@ -215,6 +220,13 @@ impl Bench {
             embedding.bytes()
         };
         self.model.weight_bytes() - lookup + adapters * self.adapter_bytes() as usize
+    }
+
+    /// The seconds and the launches of the batches.
+    fn count(&mut self, batches: &[Batch<Adapter>]) -> anyhow::Result<(f64, u64)> {
+        let before = self.model.device().launches();
+        let seconds = self.time(batches)?;
+        Ok((seconds, self.model.device().launches() - before))
     }
 
     fn time(&mut self, batches: &[Batch<Adapter>]) -> anyhow::Result<f64> {

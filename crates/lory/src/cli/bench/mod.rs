@@ -24,11 +24,13 @@ use measure::{Bench, Case, Sample};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Speeds are medians over the rounds, with the minimum and the maximum. `read` is this machine's read bandwidth over as many
-bytes as the weights have; `of read` is the share of it that a step reaches with its weights and adapters.
+bytes as the weights have; `of read` is the share of it that a step reaches with its weights and adapters. On a GPU `read` is
+measured on copies, and the launches of a step are counted.
 
 Examples:
   lory bench
   lory bench --rows 1,8,32 --adapters 0,8 --rounds 7 --json
+  lory bench --device vulkan:0 --rounds 3
   lory bench --base random-8b.gguf --rows 1,8 --prefill 128")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -179,11 +181,17 @@ fn measure(
 }
 
 fn table(cases: &[Case], measured: &Measured) -> Table {
-    let mut table = Table::new(&[
+    let launches = |samples: &Vec<Sample>| samples.first().map_or(0, |s| s.launches_per_step);
+    let on_gpu = measured.samples.iter().any(|s| launches(s) > 0);
+    let mut columns = vec![
         "work", "adapters", "tok/s", "min", "max", "ms/step", "of read",
-    ]);
+    ];
+    columns.extend(on_gpu.then_some("launches/step"));
+    let mut table = Table::new(&columns);
     for (case, samples) in cases.iter().zip(&measured.samples) {
-        table.row(table_row(case, samples, measured.read));
+        let mut row = table_row(case, samples, measured.read);
+        row.extend(on_gpu.then(|| launches(samples).to_string()));
+        table.row(row);
     }
     table
 }
@@ -268,6 +276,8 @@ fn as_json(case: &Case, samples: &[Sample]) -> Value {
         value["tokens_per_s"] = json!(median(&rates));
         value["ms_per_step"] = json!(median(&steps) * 1e3);
         value["bytes_per_step"] = json!(samples.first().map_or(0, |sample| sample.bytes_per_step));
+        value["launches_per_step"] =
+            json!(samples.first().map_or(0, |sample| sample.launches_per_step));
         value["runs_tokens_per_s"] = json!(rates);
     }
     value
