@@ -4,6 +4,7 @@
 
 mod batch_invariance;
 mod file;
+mod graphics_card;
 mod parity;
 mod tokens;
 
