@@ -54,7 +54,7 @@ pub struct AttentionInputs<'a> {
 }
 
 impl Device {
-    /// Room for `blocks` blocks in each layer.
+    /// Room for `blocks` blocks in each layer; on a graphics card for at most as many as one of its buffers holds of a layer.
     ///
     /// # Errors
     /// The system has no memory.

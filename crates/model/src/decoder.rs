@@ -4,8 +4,8 @@ use crate::adapter::Adapter;
 use formats::config::ModelConfig;
 use formats::peft::Module;
 use kernels::{
-    Compute, Device, HeadNorms, KernelError, KvCache, KvShape, KvType, Lora, LoraPack, Norm, Projection,
-    RopeTable, RowDropout, Run, Span, StepRows, Tensor, Vector, Weights, Workspace,
+    Compute, Device, HeadNorms, KernelError, KvCache, KvShape, KvType, Lora, LoraPack, Norm,
+    Projection, RopeTable, RowDropout, Run, Span, StepRows, Tensor, Vector, Weights, Workspace,
 };
 
 /// One layer's frozen weights. Query and key rows are in Hugging Face's order, whatever the file's.

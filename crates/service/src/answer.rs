@@ -115,9 +115,9 @@ impl FinishReason {
             FinishReason::Length => "length",
             FinishReason::Timeout => "timeout",
             FinishReason::Cancelled => "cancelled",
-            FinishReason::Grammar(_)
-            | FinishReason::Failed(_)
-            | FinishReason::DeviceFailed(_) => "error",
+            FinishReason::Grammar(_) | FinishReason::Failed(_) | FinishReason::DeviceFailed(_) => {
+                "error"
+            }
         }
     }
 }

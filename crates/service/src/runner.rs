@@ -54,6 +54,12 @@ impl ModelRunner {
         let block = model.block_bytes(KvType::F16) as u64;
         let blocks = (kv_bytes / block).clamp(1, u64::from(u32::MAX)) as usize;
         let cache = model.new_cache(model.config().layers, blocks, KvType::F16)?;
+        if cache.blocks() < blocks {
+            tracing::warn!(
+                "the KV cache has {} of {blocks} blocks: a buffer of this device holds no more of a layer",
+                cache.blocks()
+            );
+        }
         let (buffers, logits) = (Buffers::new(model.device()), model.device().tensor());
         Ok(ModelRunner {
             model,

@@ -51,6 +51,8 @@ pub(crate) struct HeadNorms<'a> {
 }
 
 impl GpuDevice {
+    /// At most as many blocks as a buffer holds of one layer.
+    ///
     /// # Errors
     /// The card has no memory, or the heads have a size that its kernels do not take.
     pub(crate) fn kv_cache(
@@ -68,7 +70,10 @@ impl GpuDevice {
             });
         }
         let one = KvShape { layers: 1, ..shape };
-        let bytes = (one.block_bytes(dtype) as u64).saturating_mul(blocks as u64);
+        let block = one.block_bytes(dtype) as u64;
+        let most = usize::try_from(self.executor().largest_buffer() / block).unwrap_or(usize::MAX);
+        let blocks = blocks.min(most);
+        let bytes = block * blocks as u64;
         let layers = (0..shape.layers).map(|_| self.executor().buffer(bytes));
         Ok(KvCache {
             layers: layers.collect::<Result<_, _>>()?,

@@ -1,7 +1,7 @@
 //! The graphics cards of this machine, by name.
 
-use crate::device::{GpuApi, GpuInfo, GpuKind};
 use crate::error::KernelError;
+use crate::gpu_info::{GpuApi, GpuInfo, GpuKind};
 
 /// Instances are cheap to make, but drivers are loaded: only for an API that is used.
 fn instance(api: GpuApi) -> wgpu::Instance {

@@ -1,11 +1,11 @@
 //! A graphics card as a device.
 
-use crate::device::{GpuApi, GpuInfo};
 use crate::error::KernelError;
 use crate::gpu::cards;
 use crate::gpu::executor::{Buffer, Executor};
 use crate::gpu::heap::Heap;
 use crate::gpu::tables::Tables;
+use crate::gpu_info::{GpuApi, GpuInfo};
 use std::sync::{Arc, Mutex};
 
 pub(crate) struct GpuDevice {

@@ -5,7 +5,6 @@ use crate::cpu::check::{Random, TYPES, assert_near, numbers, random_bytes};
 use crate::cpu::device::CpuDevice;
 use crate::cpu::isa::Isa;
 use crate::cpu::reference;
-use crate::device::GpuApi;
 use crate::dtype::{Compute, KvShape, KvType, LoraType, SourceType};
 use crate::gpu::attention::HeadNorms;
 use crate::gpu::device::GpuDevice;
@@ -16,6 +15,7 @@ use crate::gpu::rows::Norm;
 use crate::gpu::step::Step;
 use crate::gpu::tensor::Tensor;
 use crate::gpu::weights::Weights;
+use crate::gpu_info::GpuApi;
 use crate::rows::{Run, Span, StepRows};
 use std::sync::OnceLock;
 

@@ -24,8 +24,8 @@ use measure::{Bench, Case, Sample};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Speeds are medians over the rounds, with the minimum and the maximum. `read` is this machine's read bandwidth over as many
-bytes as the weights have; `of read` is the share of it that a step reaches with its weights and adapters. On a GPU `read` is
-measured on copies, and the launches of a step are counted.
+bytes as the weights have; `of read` is the share of it that a step reaches with its weights and adapters.
+On a GPU, `read` is measured on copies, and the launches of a step are counted.
 
 Examples:
   lory bench

@@ -24,7 +24,7 @@ use service::catalog::Catalog;
 use service::{Service, Settings};
 
 use crate::cli::exit::{ExitStatus, UsageError};
-use crate::cli::flags::base::{BaseArgs, PrecisionArgs};
+use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::personas::{AdapterArgs, PersonasArgs};
 use crate::cli::flags::registry::RegistryArgs;
 use crate::cli::flags::sampling::SamplingFlags;
@@ -68,6 +68,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     precision: PrecisionArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     personas_dir: PersonasArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
@@ -85,9 +87,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let persona = args.persona.clone().or(first);
     let catalog = catalog(&args, adapters)?;
     let located = args.base.locate()?;
-    let planned = located.plan(&args.precision, PlanRequest::default())?;
+    let planned = located.plan(
+        &args.precision,
+        args.device.choice(None),
+        PlanRequest::default(),
+    )?;
     let settings = Settings {
         load: planned.load,
+        device: planned.device,
         base_name: located.name,
         base_sha256: located.sha256.map(str::to_owned),
         ..Settings::default()
