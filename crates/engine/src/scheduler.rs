@@ -305,9 +305,13 @@ impl<A> Scheduler<A> {
         if shares.is_single() {
             return BTreeMap::new();
         }
-        let has_room = self.running.len() < self.max_batch;
+        let has_row = self.running.len() < self.max_batch;
         let waiting = self.waiting.values().filter(|sequence| {
-            has_room && sequence.priority <= 0 && shares.is_below_rows(sequence.client_id())
+            let needed = self.blocks.needed(sequence.tokens.len());
+            has_row
+                && sequence.priority <= 0
+                && shares.is_below_rows(sequence.client_id())
+                && needed + self.running.len() <= self.blocks.free()
         });
         let prefills = self.running.values().filter(|s| s.in_prefill());
         let prompts: BTreeSet<ClientId> =
