@@ -46,3 +46,17 @@ fn plans_of_clients_that_disconnected_delay_nobody() {
     server.http.stop();
     server.http.join();
 }
+
+#[test]
+fn linter_checks_the_first_rows_of_a_large_file() {
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&"{\"text\":\"a\"}\n".repeat(100_007));
+    let path = format!("/v1/files/{file}/lint");
+    let mut stream = server.http.write("GET", &path, &[], b"");
+    let timeout = Some(Duration::from_secs(120));
+    stream.set_read_timeout(timeout).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.contains("\"unchecked_rows\":7,"), "{reply:.2000}");
+}
