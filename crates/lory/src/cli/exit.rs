@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use registry::LookupError;
 
 /// A known name at least this similar to an unknown one (Jaro-Winkler, 0 to 1) is suggested.
-const SIMILAR: f64 = 0.8;
+const SIMILAR: f64 = 0.9;
 
 /// How a command ended that ran to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -122,7 +122,8 @@ fn next_line(input: &mut dyn std::io::BufRead) -> anyhow::Result<Entry> {
         if text.len() == before {
             return Ok(match text.is_empty() {
                 true => Entry::End,
-                false => Entry::Text(join_lines(&text)),
+                // The line that would continue is missing.
+                false => Entry::Text(join_lines(text.trim_end_matches('\n'))),
             });
         }
         let line = text.trim_end_matches(['\n', '\r']).len();
