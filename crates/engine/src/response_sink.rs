@@ -31,6 +31,11 @@ impl ResponseSink {
         }
     }
 
+    /// Whether the scheduler has admitted the request before.
+    pub fn is_scheduled(&self) -> bool {
+        self.scheduled.is_some()
+    }
+
     /// The scheduler admitted the request, with `cached_tokens` from the prefix cache. Only the first call counts: an
     /// admission after a preemption does not.
     pub fn mark_scheduled(&mut self, cached_tokens: usize) {

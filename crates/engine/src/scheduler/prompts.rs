@@ -1,6 +1,6 @@
 //! Gives out the prompt rows of a step: chunks of the prefills that run, and the admission of sequences that wait.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::{Scheduler, Turn};
@@ -32,7 +32,7 @@ impl<A> Scheduler<A> {
         };
         if !shares.is_single() {
             rows.only = self.large_that_keeps_others_out(shares, now);
-            for client in self.clients_by_service(shares) {
+            for client in self.clients_by_service(shares, now) {
                 rows.turn = Some(client);
                 self.continue_prefills(&mut rows, shares);
                 if admit && rows.only.is_none() {
@@ -52,8 +52,18 @@ impl<A> Scheduler<A> {
         }
     }
 
-    /// The clients with prompts, the least served first; of equals the one that runs least.
-    fn clients_by_service(&self, shares: &ClientShares) -> Vec<ClientId> {
+    /// The clients with prompts. First those without a row of which a sequence has waited for `max_wait` for its first turn, by its arrival: with more
+    /// clients than rows, the others' shares must not keep them out for longer. Then the least served; of equals the one that runs least.
+    fn clients_by_service(&self, shares: &ClientShares, now: Instant) -> Vec<ClientId> {
+        let mut overdue: BTreeMap<ClientId, Arrival> = BTreeMap::new();
+        for (arrival, sequence) in &self.waiting {
+            let client = sequence.client_id();
+            // One that was preempted has had a turn.
+            let waits = sequence.priority <= 0 && !sequence.response.is_scheduled();
+            if waits && shares.running(client) == 0 && self.is_overdue(sequence, now) {
+                overdue.entry(client).or_insert(*arrival);
+            }
+        }
         let prefills = self.running.values().filter(|s| s.in_prefill());
         let clients: BTreeSet<ClientId> = prefills
             .chain(self.waiting.values())
@@ -62,6 +72,7 @@ impl<A> Scheduler<A> {
         let mut clients: Vec<ClientId> = clients.into_iter().collect();
         clients.sort_by_key(|client| {
             (
+                overdue.get(client).copied().unwrap_or(Arrival::MAX),
                 self.fair_share.client_served(*client),
                 shares.running(*client),
             )

@@ -251,6 +251,50 @@ fn client_without_a_row_gets_one_even_if_there_are_more_clients_than_rows() {
 }
 
 #[test]
+fn client_without_a_row_waits_no_longer_than_the_limit_whatever_the_shares_are() {
+    let model = FakeModel::new(limits(2000)).with_step_time(Duration::from_millis(2));
+    let config = EngineConfig {
+        max_wait: Duration::from_millis(100),
+        max_queue: 1000,
+        ..batch_of(1)
+    };
+    let handle = start(model, config);
+    let weight = NonZeroU32::new(100).unwrap();
+    let (ended, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for feeder in 0..4 {
+            let (handle, ended, done) = (&handle, &ended, &done);
+            scope.spawn(move || {
+                for n in 0..250 {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    // Short answers: no row runs for long enough to be taken.
+                    let request = Request {
+                        client: Some(Client {
+                            id: HOSTILE,
+                            weight,
+                        }),
+                        ..request_of(HOSTILE, feeder * 250 + n, 4, 2)
+                    };
+                    collect(handle.stream(request).unwrap());
+                    ended.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_for_stats(&handle, |stats| stats.running > 0);
+        // Served once, this client has had its hundredth for long.
+        for n in 0..2 {
+            collect(handle.stream(request_of(OTHER, n, 60, 1)).unwrap());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let ended = ended.into_inner();
+    assert!(ended < 500, "{ended} were served before it");
+    assert_idle(&handle);
+}
+
+#[test]
 fn client_cannot_hold_all_permits() {
     let (model, gate) = FakeModel::new(limits(1000)).gated();
     let handle = start(
