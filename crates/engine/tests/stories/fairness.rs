@@ -211,7 +211,6 @@ fn low_priority_request_does_not_starve() {
     let answer = collect(handle.stream(request_to(2, 2, 3)).unwrap());
     stop.store(1, Ordering::Relaxed);
     assert_eq!(answer.finished.reason, FinishReason::Length);
-    assert!(answer.finished.timings.queue >= Duration::from_millis(20));
     for feeder in feeders {
         assert!(feeder.join().unwrap() > 0);
     }
