@@ -355,6 +355,11 @@ impl<R: BufRead> Read for Zstd<R> {
                 return Ok(count);
             }
             if self.decoder.is_finished() {
+                // A frame may have no checksum.
+                let written = self.decoder.get_checksum_from_data();
+                if written.is_some() && written != self.decoder.get_calculated_checksum() {
+                    return Err(damaged(ZSTANDARD));
+                }
                 self.in_frame = false;
                 continue;
             }
@@ -372,5 +377,43 @@ fn zstandard_error(error: &(dyn std::error::Error + 'static)) -> io::Error {
         None => damaged(ZSTANDARD),
         Some(system) if system.kind() == io::ErrorKind::UnexpectedEof => cut_off(ZSTANDARD),
         Some(system) => io::Error::new(system.kind(), system.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A Zstandard frame with one raw block of these bytes and this checksum.
+    fn frame(content: &[u8], checksum: [u8; 4]) -> Vec<u8> {
+        let size = u8::try_from(content.len()).unwrap();
+        let block = u32::from(size) << 3 | 1;
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x24, size];
+        frame.extend(&block.to_le_bytes()[..3]);
+        frame.extend(content);
+        frame.extend(checksum);
+        frame
+    }
+
+    fn read(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        Zstd::new(bytes).read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    #[test]
+    fn zstandard_content_that_differs_from_its_checksum_is_damaged() {
+        // The last bytes of what `zstd --check` writes for `hello` and a line break.
+        let hello = frame(b"hello\n", [0x53, 0x88, 0xbd, 0x91]);
+        let changed = frame(b"hallo\n", [0x53, 0x88, 0xbd, 0x91]);
+        assert_eq!(read(&hello).unwrap(), b"hello\n");
+        assert_eq!(read(&hello.repeat(2)).unwrap(), b"hello\nhello\n");
+        for bytes in [&changed, &[&hello[..], &changed, &hello].concat()] {
+            let error = read(bytes).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                "its Zstandard data is damaged; compress the file again"
+            );
+        }
     }
 }
