@@ -47,6 +47,12 @@ pub enum PublishError {
         /// The name.
         name: String,
     },
+    /// The name is an alias that the operator set.
+    #[error("{name:?} is an alias of this server; publish under another name")]
+    NameOfAlias {
+        /// The name.
+        name: String,
+    },
     /// The persona is in the folder, and is not published.
     #[error("{name} is not published: it is in {}; remove it there", path.display())]
     InFolder {
@@ -103,6 +109,7 @@ impl PublishError {
             PublishError::Registry(error) => error.client_message(),
             PublishError::NoRegistry
             | PublishError::NameOfBase { .. }
+            | PublishError::NameOfAlias { .. }
             | PublishError::NoAdapterRoot
             | PublishError::OutsideRoot { .. }
             | PublishError::NoSuchFolder { .. }

@@ -95,6 +95,14 @@ impl ModelAliases {
         self.0.get(name).map(String::as_str)
     }
 
+    /// Whether `name` is an alias of other models only: then no persona may have this name, or requests for it would reach that persona.
+    pub(crate) fn is_of_others(&self, name: &str) -> bool {
+        self.target(name).is_some_and(|target| {
+            let parts = spec::parse(target).unwrap_or_default();
+            parts.iter().all(|part| part.name != name)
+        })
+    }
+
     /// The aliases whose target the caller may use.
     pub(crate) fn usable_by(&self, caller: &Caller, base: &Base) -> Vec<&str> {
         let may_use = |target: &str| match base.is_named(target) {
@@ -186,6 +194,11 @@ impl<'p> ModelNames<'p> {
             return Ok(NamedModel::Base);
         }
         check_caller(caller, spec).map_err(denied)?;
+        // An alias has no versions and no weight: what a request adds to it must not reach a persona of the same name.
+        let named = spec::parse(spec).unwrap_or_default();
+        if alias.is_none() && named.iter().any(|p| self.aliases.is_of_others(&p.name)) {
+            return Err(unknown());
+        }
         let parts = self.personas.resolve_for(spec, hash(spec));
         let parts = parts.map_err(|source| match source {
             // Names of other servers' models, and misspelled ones.
@@ -247,6 +260,27 @@ fn check_caller(caller: &Caller, spec: &str) -> Result<(), AuthError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn alias_takes_the_name_of_personas_that_it_does_not_mean() {
+        let aliases = [
+            ("gpt-x", "customer"),
+            ("gpt-y", "customer*0.7+partner*0.3"),
+            ("gpt-z", "tiny"),
+            ("customer", "customer*0.7"),
+        ];
+        let aliases = aliases.map(|(name, target)| (name.to_owned(), target.to_owned()));
+        let aliases = ModelAliases(aliases.into_iter().collect());
+        for (name, expected) in [
+            ("gpt-x", true),
+            ("gpt-y", true),
+            ("gpt-z", true),
+            ("customer", false),
+            ("partner", false),
+        ] {
+            assert_eq!(aliases.is_of_others(name), expected, "{name}");
+        }
+    }
 
     #[test]
     fn alias_is_read_up_to_the_first_equals_sign() {

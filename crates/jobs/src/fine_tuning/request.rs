@@ -120,6 +120,10 @@ impl NewJob {
             let message = "is an alias of another persona; name that one, or use another name";
             return Err(JobError::invalid("suffix", message));
         }
+        if current.is_none() && service.is_model_alias(&persona) {
+            let message = "is an alias of this server; use another name";
+            return Err(JobError::invalid("suffix", message));
+        }
         let system_prompt = self
             .system_prompt
             .clone()

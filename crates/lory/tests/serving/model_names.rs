@@ -157,7 +157,25 @@ fn alias_answers_as_its_target() {
     };
     assert_eq!(answer("gpt-4o-mini"), answer("warm"));
     assert_eq!(answer("formal"), answer("warm"));
-    assert_eq!(answer("openai/gpt-4o"), answer("warm*0.5+formal@2*0.5"));
+    let blend = shared_server().post("/v1/chat/completions", &ask("warm*0.5+formal@2*0.5"));
+    let blend = blend.json();
+    assert_eq!(
+        answer("openai/gpt-4o"),
+        (
+            blend["choices"][0]["message"]["content"].clone(),
+            blend["system_fingerprint"].clone()
+        )
+    );
+    // A version or a weight behind an alias does not reach the persona of the same name.
+    for name in [
+        "formal@2",
+        "formal*0.5",
+        "warm*0.5+formal*0.5",
+        "gpt-4o-mini@1",
+    ] {
+        let (status, code, ..) = server.post("/v1/chat/completions", &ask(name)).error();
+        assert_eq!((status, code.as_str()), (404, "model_not_found"), "{name}");
+    }
     assert_eq!(answer("gpt-3.5-turbo"), answer("tiny"));
     let (status, code, _, message) = server.post("/v1/chat/completions", &ask("later")).error();
     assert_eq!(

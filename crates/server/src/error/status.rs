@@ -225,8 +225,9 @@ impl From<PublishError> for ApiError {
 fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
     match error {
         PublishError::NoRegistry => (StatusCode::CONFLICT, "no_registry"),
-        PublishError::NameOfBase { .. } => (StatusCode::CONFLICT, "persona_refused"),
-        PublishError::InFolder { .. } => (StatusCode::CONFLICT, "persona_refused"),
+        PublishError::NameOfBase { .. }
+        | PublishError::NameOfAlias { .. }
+        | PublishError::InFolder { .. } => (StatusCode::CONFLICT, "persona_refused"),
         PublishError::NoAdapterRoot | PublishError::OutsideRoot { .. } => {
             (StatusCode::FORBIDDEN, "adapter_path_refused")
         }

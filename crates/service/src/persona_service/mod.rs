@@ -229,6 +229,11 @@ impl Service {
         self.aliases.usable_by(caller, &self.base)
     }
 
+    /// Whether `name` is the operator's alias of other models, so that no persona can be created under it.
+    pub fn is_model_alias(&self, name: &str) -> bool {
+        self.aliases.is_of_others(name)
+    }
+
     fn model_names<'p>(&'p self, personas: &'p Personas) -> ModelNames<'p> {
         ModelNames {
             base: &self.base,

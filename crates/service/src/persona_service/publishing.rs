@@ -51,6 +51,9 @@ impl Service {
         }
         let personas = self.personas();
         let there = personas.get(name);
+        if there.is_none() && self.is_model_alias(name) {
+            return Err(PublishError::NameOfAlias { name: name.clone() });
+        }
         if new.only_new && there.is_some() {
             return Err(RegistryError::Exists { name: name.clone() }.into());
         }

@@ -24,6 +24,30 @@ fn alias_of_a_model_names_the_adapter_to_continue() {
     let done = server.succeeded(&server.created(&job));
     assert_eq!(done["lory"]["started_from"], "warm@1");
     assert_eq!(done["model"], "gpt-4o");
+    // No job makes a persona with the name of an alias.
+    job["suffix"] = json!("gpt-4o");
+    for path in [PLAN, "/v1/fine_tuning/jobs"] {
+        let (status, code, param, message) = server.http.post(path, &job).error();
+        assert_eq!((status, code.as_str()), (400, "invalid_value"), "{message}");
+        assert_eq!(
+            (param, message.as_str()),
+            (
+                json!("suffix"),
+                "suffix: is an alias of this server; use another name"
+            )
+        );
+    }
+    let published = server.http.post(
+        "/v1/personas/gpt-4o/versions",
+        &json!({"settings": {"system_prompt": "You are kind."}}),
+    );
+    let (status, code, _, message) = published.error();
+    assert_eq!(
+        (status, code.as_str()),
+        (409, "persona_refused"),
+        "{message}"
+    );
+    job["suffix"] = json!("more");
     for (alias, expected) in [
         ("both", "model: is a blend"),
         ("half", "model: has a scale"),
