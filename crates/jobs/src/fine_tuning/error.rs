@@ -27,12 +27,6 @@ pub(crate) enum RunError {
     /// A variable of the persona's system prompt has no default.
     #[error(transparent)]
     Variable(#[from] VariableError),
-    /// The adapter that training starts from is gone.
-    #[error("the start adapter of {persona} is not on this server any more; name another model")]
-    StartAdapterGone {
-        /// The persona that it belonged to.
-        persona: String,
-    },
     /// The adapter that training starts from cannot be read.
     #[error(transparent)]
     StartAdapter(#[from] ReadError),
@@ -62,7 +56,16 @@ impl RunError {
             RunError::Train(error) | RunError::Evaluation(EvaluationError::Train(error)) => {
                 train_error_code(error)
             }
+            RunError::Job(JobError::Invalid { .. }) => "invalid_value",
             _ => "training_failed",
+        }
+    }
+
+    /// The request field that it is about.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            RunError::Job(error) => error.field(),
+            _ => None,
         }
     }
 }
@@ -73,5 +76,20 @@ fn train_error_code(error: &TrainError) -> &'static str {
         TrainError::NotFinite { .. } => "diverged",
         TrainError::Memory { .. } => "out_of_memory",
         _ => "training_failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_run_names_the_field_that_it_is_about() {
+        let error = RunError::from(JobError::invalid("model", "is gone"));
+        assert_eq!(
+            (error.code(), error.param()),
+            ("invalid_value", Some("model"))
+        );
+        assert_eq!(RunError::NoAdapter.param(), None);
     }
 }

@@ -138,8 +138,12 @@ impl JobsState {
                 .iter()
                 .filter_map(|persona| persona.adapter.as_ref())
                 .find(|adapter| adapter.sha256_hex() == start.sha256)
-                .ok_or_else(|| RunError::StartAdapterGone {
-                    persona: start.persona.clone(),
+                .ok_or_else(|| {
+                    let persona = &start.persona;
+                    let message = format!(
+                        "the start adapter of {persona} is not on this server any more; name another model"
+                    );
+                    JobError::invalid("model", message)
                 })?;
             let (shapes, found) = (found.shapes()?, found.clone());
             let read = move || match found.read() {

@@ -167,6 +167,7 @@ impl JobsState {
             RunError::Train(error @ TrainError::Memory { .. }) => {
                 JobError::TrainMemory(error.to_string())
             }
+            RunError::Job(error @ JobError::Invalid { .. }) => error,
             error => JobError::Plan(self.with_client_file_names(record, &error.to_string())),
         })
     }

@@ -63,7 +63,7 @@ fn failed(queue: &JobsState, record: &JobRecord, error: &RunError) -> RunOutcome
     RunOutcome::Failed(Failure {
         code: error.code().to_owned(),
         message: queue.with_client_file_names(record, &error.to_string()),
-        param: None,
+        param: error.param().map(str::to_owned),
     })
 }
 
@@ -122,7 +122,7 @@ fn check_and_publish(
         progress.phase = Some("examining".to_owned());
     });
     let (results, samples) = eval_gate::check(queue, record, target, learner, yield_point)?;
-    let refused = gate_failure(&results, target);
+    let refused = gate_failure(&results);
     let saved = queue.update_job(&record.id, JobStatus::Running, |record| {
         record.threshold_results = results;
         record.samples = samples;
@@ -132,6 +132,7 @@ fn check_and_publish(
         return Ok(RunOutcome::Stopped);
     }
     if let Some(failure) = refused {
+        tracing::info!(job = record.id, folder = %target.out.display(), "{}", failure.message);
         return Ok(RunOutcome::Failed(failure));
     }
     let tokens = queue.count_trained_tokens(&record.id);
@@ -155,16 +156,12 @@ fn check_and_publish(
 }
 
 /// Why the gate refuses the adapter; `None` if no threshold is missed.
-fn gate_failure(results: &[ThresholdResult], target: &Target) -> Option<Failure> {
+fn gate_failure(results: &[ThresholdResult]) -> Option<Failure> {
     let missed = results.iter().filter(|result| !result.passed);
     let missed: Vec<&str> = missed.map(|result| result.message.as_str()).collect();
     (!missed.is_empty()).then(|| Failure {
         code: "gate_refused".to_owned(),
-        message: format!(
-            "not published: {}; the adapter is kept in {}",
-            missed.join("; "),
-            target.out.display()
-        ),
+        message: format!("not published: {}; the adapter is kept", missed.join("; ")),
         param: Some("gate".to_owned()),
     })
 }

@@ -45,15 +45,7 @@ impl JobsState {
                 Err(JobError::Stopped) => continue,
                 Err(error) => {
                     tracing::warn!("job {}: {error}", record.id);
-                    let (code, param) = match error {
-                        JobError::TrainMemory(_) => ("out_of_memory", "hyperparameters"),
-                        _ => ("invalid_training_file", "training_file"),
-                    };
-                    let failure = Failure {
-                        code: code.to_owned(),
-                        message: error.client_message(),
-                        param: Some(param.to_owned()),
-                    };
+                    let failure = validation_failure(&error);
                     events.push("error", failure.message.clone(), None);
                     self.fail(&record.id, JobStatus::ValidatingFiles, failure)
                 }
@@ -206,5 +198,51 @@ impl JobsState {
             Some(_) => {}
         }
         Ok(())
+    }
+}
+
+/// Why a job that cannot be validated fails.
+fn validation_failure(error: &JobError) -> Failure {
+    let (code, param) = match error {
+        JobError::TrainMemory(_) => ("out_of_memory", "hyperparameters"),
+        JobError::Invalid { field, .. } => ("invalid_value", field.as_str()),
+        _ => ("invalid_training_file", "training_file"),
+    };
+    Failure {
+        code: code.to_owned(),
+        message: error.client_message(),
+        param: Some(param.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_that_cannot_be_validated_names_the_field_that_it_is_about() {
+        for (error, code, param) in [
+            (
+                JobError::invalid("model", "is gone"),
+                "invalid_value",
+                "model",
+            ),
+            (
+                JobError::TrainMemory(String::new()),
+                "out_of_memory",
+                "hyperparameters",
+            ),
+            (
+                JobError::Plan(String::new()),
+                "invalid_training_file",
+                "training_file",
+            ),
+        ] {
+            let failure = validation_failure(&error);
+            assert_eq!(
+                (failure.code.as_str(), failure.param.as_deref()),
+                (code, Some(param))
+            );
+        }
     }
 }

@@ -38,12 +38,10 @@ fn the_gate_publishes_only_adapters_that_meet_the_thresholds() {
         (missed.len(), &missed[0]["key"]),
         (1, &json!("loss_at_most"))
     );
-    // The adapter is in the folder that the message names, which begins in the folder of jobs, and is not served.
-    let folder = message.rsplit("is kept in ").next().unwrap();
-    assert!(!folder.starts_with('/'), "{message}");
-    let weights = fixture.path("jobs").join(folder);
-    let weights = weights.join("adapter_model.safetensors");
-    assert!(weights.exists(), "{message}");
+    // The adapter is kept and is not served. The message has no path of the server.
+    assert!(message.ends_with("; the adapter is kept"), "{message}");
+    let weights = format!("jobs/jobs/{id}/adapter/adapter_model.safetensors");
+    assert!(fixture.path(&weights).exists(), "{message}");
     let asked = json!({"prompt": "Hi", "user_type": "judged"});
     assert_eq!(server.http.post("/generate", &asked).status, 404);
 
