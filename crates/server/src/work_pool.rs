@@ -145,12 +145,11 @@ impl WorkPool {
                 continue;
             }
             passed_over = 0;
-            // Work that was abandoned has left the queue, so the receiver exists.
-            if let Some((_, granted)) = of_key.waiting.pop_front()
-                && granted.send(()).is_ok()
-            {
+            if let Some((_, granted)) = of_key.waiting.pop_front() {
                 of_key.running += 1;
                 state.running += 1;
+                // If its client leaves in this moment, the slot is released when the `Waiting` is dropped.
+                let _ = granted.send(());
             }
             if !of_key.waiting.is_empty() {
                 state.turns.push_back(key);
@@ -362,6 +361,20 @@ mod tests {
         let quiet = key("quiet");
         let other = tokio::time::timeout(Duration::from_millis(20), pool.slot(&quiet));
         assert!(other.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn slot_that_is_granted_while_its_client_leaves_is_released_once() {
+        let pool = pool(1, 1, 8);
+        let held = pool.slot(&key("busy")).await.unwrap();
+        let (sender, granted) = oneshot::channel();
+        let waiting = pool.enqueue(&key("gone"), sender).unwrap();
+        // A dropped future drops its receiver first; the slot is granted before it drops the rest.
+        drop(granted);
+        drop(held);
+        drop(waiting);
+        assert_eq!(pool.lock().running, 0);
+        pool.slot(&key("busy")).await.unwrap();
     }
 
     #[tokio::test]
