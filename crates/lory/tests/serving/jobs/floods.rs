@@ -48,6 +48,42 @@ fn plans_of_clients_that_disconnected_delay_nobody() {
 }
 
 #[test]
+fn lint_of_a_client_that_disconnects_stops_in_the_middle() {
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let small = server.upload(&rows(4));
+    let row = |i: usize| {
+        let text: String = (0..40)
+            .map(|word| format!("w{} ", i.wrapping_mul(31 + word * 17) % 5_000))
+            .collect();
+        format!("{{\"instruction\":\"{text}{i}\",\"output\":\"Yay.\"}}\n")
+    };
+    let large = server.upload(&(0..3_000).map(row).collect::<String>());
+    let path = |file: &str| format!("/v1/files/{file}/lint");
+    let lint = |file: &str| {
+        let began = Instant::now();
+        let reply = server.http.get(&path(file));
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        began.elapsed()
+    };
+    let whole = lint(&large);
+    // The server has four slots for lints, and its next one waits for one of them.
+    for part in [10, 5] {
+        let disconnected: Vec<_> = (0..4)
+            .map(|_| server.http.write("GET", &path(&large), &[], b""))
+            .collect();
+        std::thread::sleep(whole / part);
+        for mut stream in disconnected {
+            let short = Some(Duration::from_millis(1));
+            stream.set_read_timeout(short).unwrap();
+            assert!(stream.read(&mut [0; 1]).is_err(), "it ended before");
+        }
+        let next = lint(&small);
+        assert!(next < whole / 2, "{next:?} of {whole:?}");
+    }
+}
+
+#[test]
 fn linter_checks_the_first_rows_of_a_large_file() {
     let fixture = JobsFixture::new();
     let server = fixture.start();
