@@ -1,7 +1,6 @@
 //! Which request goes first: fair share, priority, long waits, deadlines, and the time limit of a step.
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -181,39 +180,35 @@ fn overdue_requests_go_first_in_order_of_arrival() {
 /// Requests with a better priority keep arriving; one with the default priority still gets its turn after `max_wait`.
 #[test]
 fn low_priority_request_does_not_starve() {
+    let max_wait = Duration::from_millis(200);
     let config = EngineConfig {
-        max_wait: Duration::from_millis(20),
+        max_wait,
+        max_queue: 1000,
         ..one_at_a_time()
     };
-    let model = FakeModel::new(limits(100)).with_row_time(Duration::from_micros(200));
-    let handle = Arc::new(start(model, config));
-    let stop = Arc::new(AtomicUsize::new(0));
-    let urgent = |handle: &FakeHandle| {
-        handle.stream(Request {
+    // 300 urgent requests of 2 ms each.
+    let model = FakeModel::new(limits(100)).with_row_time(Duration::from_micros(500));
+    let (model, gate) = model.gated();
+    let handle = start(model, config);
+    let urgent = Ends::default();
+    let submit_urgent = || {
+        let request = Request {
             priority: -1,
             ..request_to(1, 2, 3)
-        })
+        };
+        urgent.submit(&handle, "urgent", request);
     };
-    let feeders: Vec<_> = (0..3)
-        .map(|_| {
-            let (handle, stop) = (Arc::clone(&handle), Arc::clone(&stop));
-            std::thread::spawn(move || {
-                let mut count = 0;
-                while stop.load(Ordering::Relaxed) == 0 {
-                    collect(urgent(&handle).unwrap());
-                    count += 1;
-                }
-                count
-            })
-        })
-        .collect();
-    wait_for_stats(&handle, |stats| stats.waiting >= 2);
-    let answer = collect(handle.stream(request_to(2, 2, 3)).unwrap());
-    stop.store(1, Ordering::Relaxed);
-    assert_eq!(answer.finished.reason, FinishReason::Length);
-    for feeder in feeders {
-        assert!(feeder.join().unwrap() > 0);
+    submit_urgent();
+    let patient = handle.stream(request_to(2, 2, 3)).unwrap();
+    for _ in 1..300 {
+        submit_urgent();
     }
+    gate.open();
+    let answer = collect(patient);
+    let before = urgent.0.lock().unwrap().len();
+    assert_eq!(answer.finished.reason, FinishReason::Length);
+    assert!(answer.finished.timings.queue >= max_wait);
+    assert!(before < 300, "all urgent requests went first");
 }
 
 #[test]

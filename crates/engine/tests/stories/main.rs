@@ -1,5 +1,6 @@
 //! The engine with a fake model: stories of many requests, a file for each subject.
 
+mod client_grammars;
 mod client_shares;
 mod constraints;
 mod drafts;

@@ -11,10 +11,9 @@ use crate::cli::flags::sampling::SamplingFlags;
 use crate::cli::flags::variables::variable;
 use crate::cli::output::print;
 use crate::cli::output::side_by_side::{side_by_side, terminal_width};
-use base::plan::PlanRequest;
 use service::{
     Answer, AnswerBuilder, Conversation, FieldNames, GenerateRequest, RequestError, Service,
-    Settings, TextEvent, TextStream,
+    TextEvent, TextStream,
 };
 
 /// Send a prompt to one persona, or to several at once
@@ -101,18 +100,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
         args.registry.catalog_with(&args.personas_dir, adapters)?
     };
     let located = args.base.locate()?;
-    let planned = located.plan(
-        &args.precision,
-        args.device.choice(None),
-        PlanRequest::default(),
-    )?;
-    let settings = Settings {
-        load: planned.load,
-        device: planned.device,
-        base_name: located.name,
-        base_sha256: located.sha256.map(str::to_owned),
-        ..Settings::default()
-    };
+    let settings = located.settings(&args.precision, &args.device)?;
     let service = Service::open(&located.path, catalog, &settings)?;
     match personas.as_slice() {
         [] if !args.json => stream(&service, &args.request(None))?,

@@ -18,10 +18,9 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 
 use base::home::Home;
-use base::plan::PlanRequest;
 use registry::{Persona, Personas};
 use service::catalog::Catalog;
-use service::{Service, Settings};
+use service::Service;
 
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
@@ -87,18 +86,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let persona = args.persona.clone().or(first);
     let catalog = catalog(&args, adapters)?;
     let located = args.base.locate()?;
-    let planned = located.plan(
-        &args.precision,
-        args.device.choice(None),
-        PlanRequest::default(),
-    )?;
-    let settings = Settings {
-        load: planned.load,
-        device: planned.device,
-        base_name: located.name,
-        base_sha256: located.sha256.map(str::to_owned),
-        ..Settings::default()
-    };
+    let settings = located.settings(&args.precision, &args.device)?;
     let service = Service::open(&located.path, catalog, &settings)?;
     let result = converse(&service, args, persona);
     service.engine().shutdown();

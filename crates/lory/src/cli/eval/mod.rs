@@ -21,7 +21,6 @@ use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
 use crate::cli::flags::personas::{AdapterArgs, PersonasArgs, with_adapters};
 use crate::cli::output::print;
-use base::plan::PlanRequest;
 use base::progress::Progress;
 use jobs::evaluation::answers::{Answers, Responder};
 use jobs::evaluation::{answers, gate, measures, summary};
@@ -176,21 +175,12 @@ fn print_tables(
 /// Opens the base with a queue for `questions` requests.
 fn open_service(args: &Args, personas: Personas, questions: usize) -> anyhow::Result<Service> {
     let located = args.base.locate()?;
-    let planned = located.plan(
-        &args.precision,
-        args.device.choice(None),
-        PlanRequest::default(),
-    )?;
     let settings = Settings {
-        load: planned.load,
-        device: planned.device,
-        base_name: located.name.clone(),
-        base_sha256: located.sha256.map(str::to_owned),
         engine: EngineConfig {
             max_queue: questions,
             ..EngineConfig::default()
         },
-        ..Settings::default()
+        ..located.settings(&args.precision, &args.device)?
     };
     Ok(Service::open(&located.path, personas, &settings)?)
 }

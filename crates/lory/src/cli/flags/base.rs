@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use formats::folder;
 use kernels::{Device, DeviceChoice, GpuApi};
 use model::{ModelSizes, Precision};
+use service::Settings;
 
 use base::home::Home;
 use base::hub::{self, HubSettings, PullSource, RepositoryId, RepositoryKind};
@@ -237,6 +238,25 @@ impl Located {
                 system_as_user: self.system_as_user,
             },
             device,
+        })
+    }
+
+    /// The settings of a service of this base alone, which serves nobody else.
+    ///
+    /// # Errors
+    /// As [`Located::plan`].
+    pub fn settings(
+        &self,
+        precision: &PrecisionArgs,
+        device: &DeviceArgs,
+    ) -> anyhow::Result<Settings> {
+        let planned = self.plan(precision, device.choice(None), PlanRequest::default())?;
+        Ok(Settings {
+            load: planned.load,
+            device: planned.device,
+            base_name: self.name.clone(),
+            base_sha256: self.sha256.map(str::to_owned),
+            ..Settings::default()
         })
     }
 
