@@ -8,9 +8,7 @@ use engine::{Constraint, EngineConfig, Event, Flow, Grammar, Progress, Request, 
 use testkit::FakeModel;
 
 use crate::client_shares::{HOSTILE, OTHER, batch_of, request_of};
-use crate::fixtures::{
-    SumGrammar, VOCAB, assert_idle, collect, limits, start, wait_for_stats,
-};
+use crate::fixtures::{SumGrammar, VOCAB, assert_idle, collect, limits, start, wait_for_stats};
 
 /// A grammar whose masks are slow.
 #[derive(Debug)]

@@ -6,14 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::{
-    Client, EngineConfig, Event, FinishReason, Flow, Request, Sink, SubmitError,
-};
+use engine::{Client, EngineConfig, Event, FinishReason, Flow, Request, Sink, SubmitError};
 use testkit::{FakeModel, StepSeen};
 
 use crate::fixtures::{
-    Answer, BLOCK, CONTEXT_BLOCKS, Dice, FakeHandle, assert_idle, collect,
-    greedy, limits, start, wait_for_stats,
+    Answer, BLOCK, CONTEXT_BLOCKS, Dice, FakeHandle, assert_idle, collect, greedy, limits, start,
+    wait_for_stats,
 };
 
 pub const HOSTILE: u64 = 1;

@@ -19,8 +19,8 @@ use std::io::IsTerminal as _;
 
 use base::home::Home;
 use registry::{Persona, Personas};
-use service::catalog::Catalog;
 use service::Service;
+use service::catalog::Catalog;
 
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
