@@ -17,7 +17,7 @@ git rev-parse HEAD > "$out/commit.txt"
 kept doctor.json $lory doctor --base smollm2-135m --device "$device" --json
 # The tests: every kernel, the decoder, mixed tones over HTTP, and both tones against the CPU's answers.
 export LORY_TEST_GPU=required
-kept kernels.txt cargo test -p kernels --lib gpu::
+kept kernels.txt cargo test -p gpu --lib
 kept model.txt cargo test -p model --test gpu
 kept serving.txt cargo test -p lory --test serving card
 kept tones.txt cargo test -p lory --test real_base tones -- --nocapture

@@ -10,7 +10,7 @@ use crate::dtype::SourceType;
 use crate::error::KernelError;
 use crate::gpu;
 use crate::gpu::device::GpuDevice;
-use crate::gpu_info::{GpuApi, GpuInfo};
+use crate::gpu::info::{GpuApi, GpuInfo};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -157,7 +157,7 @@ impl Device {
     pub fn wait(&self) {
         match self.kind() {
             Kind::Cpu(_) => {}
-            Kind::Gpu(gpu) => gpu.executor().wait(),
+            Kind::Gpu(gpu) => gpu.wait(),
         }
     }
 
@@ -183,7 +183,7 @@ impl Device {
     /// # Errors
     /// There is no such card; the message lists those that there are.
     pub fn find_gpu(api: GpuApi, index: usize) -> Result<GpuInfo, KernelError> {
-        Ok(gpu::cards::find(api, index)?.1)
+        gpu::cards::named(api, index)
     }
 
     /// What the driver says about it, if it is a graphics card.
@@ -203,7 +203,7 @@ impl Device {
     pub fn fault(&self) -> Option<String> {
         match self.kind() {
             Kind::Cpu(_) => None,
-            Kind::Gpu(gpu) => gpu.executor().fault(),
+            Kind::Gpu(gpu) => gpu.fault(),
         }
     }
 
@@ -212,7 +212,7 @@ impl Device {
     pub fn lose(&self) {
         match self.kind() {
             Kind::Cpu(_) => {}
-            Kind::Gpu(gpu) => gpu.executor().lose(),
+            Kind::Gpu(gpu) => gpu.lose(),
         }
     }
 
@@ -220,7 +220,7 @@ impl Device {
     pub fn launches(&self) -> u64 {
         match self.kind() {
             Kind::Cpu(_) => 0,
-            Kind::Gpu(gpu) => gpu.executor().launches(),
+            Kind::Gpu(gpu) => gpu.launches(),
         }
     }
 
@@ -232,7 +232,7 @@ impl Device {
     pub fn read_bandwidth(&self, bytes: usize) -> Result<f64, KernelError> {
         match self.kind() {
             Kind::Cpu(cpu) => cpu.read_bandwidth(bytes),
-            Kind::Gpu(gpu) => gpu.executor().copy_bandwidth(bytes as u64),
+            Kind::Gpu(gpu) => gpu.copy_bandwidth(bytes as u64),
         }
     }
 

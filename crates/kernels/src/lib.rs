@@ -1,5 +1,5 @@
-//! Everything that computes: quantized products with mixed LoRA, paged attention, and the backward of each. The one crate
-//! with unsafe code, intrinsics and `cfg` for a device; its public interface is safe.
+//! Everything that computes: quantized products with mixed LoRA, paged attention, and the backward of each, on every device.
+//! All intrinsics are here, and unsafe code is only here and in `gpu`; the public interface is safe.
 //! Read `device` first, then the module of your subject, then `cpu/mod.rs`.
 //!
 //! It knows tensors and rows. It does not know models, file formats or requests.
@@ -22,31 +22,27 @@
 //! | `kv` | [`KvCache`], [`RopeTable`] | `rope_store`, `attention`, and their backwards |
 //! | `loss` | | `cross_entropy` |
 //!
-//! Plain data: `dtype` (types of values), `rows` (a step's metadata), `error`.
+//! Plain data, from `kernels-common`: `dtype` (types of values), `rows` (a step's metadata), `error`, `quantized` (source formats).
 //!
 //! # Devices
 //!
-//! `cpu/` is the CPU, `gpu/` is Vulkan and Metal; the `mod.rs` of each says what to read first. A CUDA device is a folder next to
-//! them, a variant of `device::Kind` and of `device::Form`, and an arm in each method. Little above this crate changes.
-//! `quantized` reads the quantized source formats for all of them.
+//! `cpu/` is the CPU, the crate `gpu` is Vulkan and Metal; the front page of each says what to read first. A CUDA device is a crate
+//! next to `gpu`, a variant of `device::Kind` and of `device::Form`, and an arm in each method. Little above this crate changes.
 //!
 //! `host/` is about the process's memory and files; it is used with every device.
+
+use ::gpu;
+use kernels_common::{dtype, error, quantized, rows};
 
 mod activation;
 mod cpu;
 mod device;
-mod dtype;
-mod error;
-mod gpu;
-mod gpu_info;
 mod host;
 mod kv;
 mod linear;
 mod lora;
 mod loss;
 mod norm;
-mod quantized;
-mod rows;
 mod step;
 mod tensor;
 mod weights;
@@ -55,7 +51,7 @@ pub use cpu::isa::Isa;
 pub use device::{Backend, Device, DeviceChoice};
 pub use dtype::{Compute, KvShape, KvType, LoraType, SourceType};
 pub use error::KernelError;
-pub use gpu_info::{GpuApi, GpuInfo, GpuKind};
+pub use gpu::info::{GpuApi, GpuInfo, GpuKind};
 pub use host::{MappedFile, map_file, return_freed_memory, trim_heap};
 pub use kv::{AttentionInputs, HeadNorms, KvCache, RopeTable};
 pub use linear::{Projection, Workspace};

@@ -57,7 +57,7 @@ impl<'a> Lora<'a> {
         cpu::lora::Lora {
             runs: &step.runs,
             packs,
-            dropout: step.dropout_at(self.linear),
+            dropout: cpu::lora::Dropout::of(step, self.linear),
         }
     }
 
@@ -190,7 +190,7 @@ impl Device {
                     dy.form.cpu(),
                     &step.runs,
                     &mut pairs,
-                    step.dropout_at(linear),
+                    cpu::lora::Dropout::of(step, linear),
                     dx.form.cpu_mut(),
                 );
             }

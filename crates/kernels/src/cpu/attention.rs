@@ -10,9 +10,9 @@ use crate::cpu::math::{exp, sum_lanes};
 use crate::cpu::rope::{RopeTable, rope};
 use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::{LANES, Simd, instantiate, unroll};
-use crate::cpu::step::{Sequence, assert_disjoint};
 use crate::cpu::tensor::Tensor;
 use crate::rows::BLOCK_TOKENS;
+use kernels_common::step::{Sequence, assert_disjoint};
 use std::cell::RefCell;
 
 const _: () = assert!(BLOCK_TOKENS == LANES);

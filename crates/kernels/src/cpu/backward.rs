@@ -12,11 +12,11 @@ use crate::cpu::rope::{RopeTable, rope};
 use crate::cpu::rows::CHUNK;
 use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
-use crate::cpu::step::{Sequence, assert_disjoint};
 use crate::cpu::tensor::Tensor;
 use crate::cpu::weights::unpack::pair_bf16;
 use crate::cpu::weights::{GROUP, Weights};
 use crate::dtype::Compute;
+use kernels_common::step::{Sequence, assert_disjoint};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 

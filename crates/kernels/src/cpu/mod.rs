@@ -7,6 +7,9 @@
 //! It takes and returns its own types ([`tensor::Tensor`], [`weights::Weights`], ...); it does not know the opaque types of the
 //! crate's face, or that there could be another device.
 
+#[cfg(test)]
+pub(crate) use kernels_common::reference;
+
 pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod backward;
@@ -29,13 +32,10 @@ mod math;
 pub(crate) mod norm;
 pub(crate) mod pause;
 mod pool;
-#[cfg(test)]
-pub(crate) mod reference;
 pub(crate) mod rope;
 mod rows;
 mod scatter;
 mod simd;
-pub(crate) mod step;
 mod sync;
 pub(crate) mod tensor;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Rotary position embedding, forward and backward: the backward of a rotation is the rotation back.
 
 use crate::cpu::isa::per_isa;
+use kernels_common::rope::angles;
 
 /// cos and sin of `position * theta^(-2i / head_dim)`, for every position of the context.
 pub struct RopeTable {
@@ -10,27 +11,20 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles computed in f64; each pair's frequency is divided by its factor, if there are any. (Su et al., RoFormer, 2021.)
+    /// Rounded from the cosines and sines of [`angles`] in f64.
     pub fn new(
         head_dim: usize,
         positions: usize,
         theta: f32,
         factors: Option<&[f32]>,
     ) -> RopeTable {
-        let half = head_dim / 2;
-        let angle = |i: usize| {
-            let (position, pair) = (i / half, i % half);
-            let factor = factors.map_or(1.0, |f| f64::from(f[pair]));
-            position as f64 * f64::from(theta).powf(-2.0 * pair as f64 / head_dim as f64) / factor
-        };
+        let (cos, sin) = angles(head_dim, positions, theta, factors)
+            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+            .unzip();
         RopeTable {
-            half,
-            cos: (0..positions * half)
-                .map(|i| angle(i).cos() as f32)
-                .collect(),
-            sin: (0..positions * half)
-                .map(|i| angle(i).sin() as f32)
-                .collect(),
+            half: head_dim / 2,
+            cos,
+            sin,
         }
     }
 

@@ -5,7 +5,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::pool::Pool;
 use crate::cpu::simd::LANES;
 use crate::cpu::weights::unpack::unpack_block;
-use crate::cpu::weights::{GROUP, Layout};
+use crate::cpu::weights::{GROUP, Layout, TileBytes as _};
 
 fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available())

@@ -8,7 +8,7 @@ use crate::cpu::pool::Pool;
 use crate::cpu::scatter::Scatter;
 use crate::cpu::simd::LANES;
 use crate::cpu::weights::unpack::{Block, TILES_AHEAD};
-use crate::cpu::weights::{Data, GROUP, Weights};
+use crate::cpu::weights::{Data, GROUP, TileBytes as _, Weights};
 
 impl Weights {
     /// The unit of each output ([`crate::cpu::int16`]), zeros for the padding of the last tile. Computed once, from all weights.

@@ -5,7 +5,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
 use crate::cpu::simd::LANES;
 use crate::cpu::weights::unpack::{Block, unpack_block};
-use crate::cpu::weights::{GROUP, Layout};
+use crate::cpu::weights::{GROUP, Layout, TileBytes as _};
 
 /// A tile's integers in pairs of outputs: word [half][p][k] holds outputs 2p (low half) and 2p + 1 for input k of 16.
 pub(crate) type Words<'a> = [&'a mut [[u32; LANES]; LANES / 2]; 2];

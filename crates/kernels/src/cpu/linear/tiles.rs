@@ -5,7 +5,7 @@ use crate::cpu::gemm::{Bf16Bits, Element, F16Bits, Gemm, gemm_bf16, gemm_f16, ge
 use crate::cpu::int8::{CHUNK, Int8Rows, TileJob, multiply_tile};
 use crate::cpu::simd::LANES;
 use crate::cpu::tensor::Tensor;
-use crate::cpu::weights::{Data, GROUP, Layout, Weights};
+use crate::cpu::weights::{Data, GROUP, Layout, TileBytes as _, Weights};
 use std::cell::RefCell;
 
 thread_local! {

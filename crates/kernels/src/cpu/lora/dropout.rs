@@ -4,6 +4,7 @@
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
 use crate::rows::RowDropout;
+use kernels_common::step::Step;
 
 /// Dropout at one linear layer.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +15,15 @@ pub struct Dropout<'a> {
     pub linear: u32,
 }
 
-impl Dropout<'_> {
+impl<'a> Dropout<'a> {
+    /// A step's dropout at one linear layer, if it has any.
+    pub fn of(step: &'a Step, linear: u32) -> Option<Dropout<'a>> {
+        (!step.dropout.is_empty()).then_some(Dropout {
+            rows: &step.dropout,
+            linear,
+        })
+    }
+
     /// Whether any of these rows has dropout.
     pub(crate) fn drops(&self, rows: std::ops::Range<usize>) -> bool {
         self.rows[rows].iter().any(|row| row.share > 0.0)

@@ -13,11 +13,11 @@ use crate::cpu::lora::{Dropout, Lora, LoraArena, LoraGrad, LoraPack};
 use crate::cpu::norm::Norm;
 use crate::cpu::reference;
 use crate::cpu::rope::RopeTable;
-use crate::cpu::step::Sequence;
 use crate::cpu::tensor::Tensor;
 use crate::cpu::weights::Weights;
 use crate::dtype::{Compute, KvShape, KvType, LoraType, SourceType};
 use crate::rows::{RowDropout, Run};
+use kernels_common::step::Sequence;
 
 fn devices() -> Vec<CpuDevice> {
     Isa::ALL

@@ -33,20 +33,33 @@ pub(crate) fn packed_bytes(source: SourceType, outputs: usize, inputs: usize) ->
     tiles.checked_mul(tile as u64)
 }
 
-/// Its size in a tile.
-impl Layout {
-    pub(crate) fn quants(&self) -> usize {
+/// The bytes of a group in a tile of 16 outputs.
+pub(crate) trait TileBytes {
+    /// Integers.
+    fn quants(&self) -> usize;
+    /// Number of scales of an output, and of minima if there are any.
+    fn scales(&self) -> usize;
+    /// One scale of all outputs.
+    fn scale_bytes(&self) -> usize;
+    /// All of it.
+    fn block(&self) -> usize;
+}
+
+impl TileBytes for Layout {
+    #[inline(always)]
+    fn quants(&self) -> usize {
         GROUP * LANES * self.bits as usize / 8
     }
-    /// Scales of an output, and minima if there are any.
-    pub(crate) fn scales(&self) -> usize {
+    #[inline(always)]
+    fn scales(&self) -> usize {
         if self.halves { 2 } else { 1 }
     }
-    pub(crate) fn scale_bytes(&self) -> usize {
+    #[inline(always)]
+    fn scale_bytes(&self) -> usize {
         LANES * if self.wide_scales { 4 } else { 2 }
     }
-    /// Bytes of a group.
-    pub(crate) fn block(&self) -> usize {
+    #[inline(always)]
+    fn block(&self) -> usize {
         self.quants() + self.scales() * (1 + usize::from(self.minimum)) * self.scale_bytes()
     }
 }

@@ -1,6 +1,6 @@
 //! Packs a linear layer's weights into tiles, once at load.
 
-use super::{Data, GROUP, Layout, Weights, layout_of};
+use super::{Data, GROUP, Layout, TileBytes as _, Weights, layout_of};
 use crate::cpu::arena::{Arena, Slab};
 use crate::cpu::device::CpuDevice;
 use crate::cpu::pool::Pool;

@@ -1,6 +1,6 @@
 //! Tiles back to floats, panel by panel, for the float path: forward panels have outputs as lanes, backward panels inputs.
 
-use super::{Data, GROUP, Layout, Weights};
+use super::{Data, GROUP, Layout, TileBytes as _, Weights};
 use crate::cpu::gemm::Element;
 use crate::cpu::isa::Isa;
 use crate::cpu::isa::per_isa;
