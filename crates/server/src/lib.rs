@@ -5,7 +5,7 @@
 //! - [`serve`] runs the server: `server` accepts connections, `connections` bounds them, `tls` has the certificate, `write_timeout`
 //!   disconnects clients that do not read, `settings` has the limits ([`ServerSettings`])
 //! - `middleware`: the request log, API keys and cross-origin requests; `rejected_keys` counts invalid keys, and
-//!   `refusal_pace` slows down keys whose requests are refused all the time
+//!   `refusal_pace` slows down clients whose requests are refused all the time
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
 //! - `work`: where blocking work runs and which key pays, in the `work_pools`, each a `work_pool`; `body_budget` bounds the memory of bodies,
 //!   and `arriving_bodies` how many of one key arrive at once; a `guarded_body` keeps what ends with it

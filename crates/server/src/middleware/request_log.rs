@@ -1,5 +1,5 @@
 //! The layer around every route: gives a request its id and its line in the log, counts it, refuses it while the server drains or if
-//! its headers or its path are too large, limits the time that its body may take, and holds back refusals of a key that gets many.
+//! its headers or its path are too large, limits the time that its body may take, and holds back refusals of a client that gets many.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use crate::error::{ApiError, ErrorCode};
 use crate::guarded_body::GuardedBody;
 use crate::host;
 use crate::milliseconds::milliseconds;
+use crate::refusal_pace::{self, Payer};
 use crate::server_state::ServerState;
 use crate::settings::{MAX_HEADERS, MAX_URI};
 use service::{RequestLog, RequestLogEntry};
@@ -45,6 +46,7 @@ pub(crate) async fn request_log(
         None => "none".to_owned(),
     };
     let probe = PROBES.contains(&&*route);
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let log = RequestLog::new(log_line(&request, &id, probe));
     request.extensions_mut().insert(Arc::clone(&log));
     request.extensions_mut().insert(Arc::clone(&server));
@@ -53,22 +55,7 @@ pub(crate) async fn request_log(
     let connection = connection.map(OpenConnection::begin_request);
     // Counted before the check for a drain, so that a drain waits for every request that it did not refuse.
     let in_flight = (!probe).then(|| server.begin_request());
-    let refused = if host::is_ambiguous(request.headers()) {
-        Some(ApiError::several_hosts())
-    } else if let Some(host) = foreign_host(&server, &request) {
-        Some(ApiError::host(host))
-    } else if let Some(encoding) = content_encoding(request.headers()) {
-        Some(ApiError::content_encoding(encoding))
-    } else if in_flight.is_some() && server.is_draining() {
-        Some(ApiError::draining(server.settings.drain_timeout))
-    } else if headers_bytes(request.headers()) > MAX_HEADERS {
-        Some(ApiError::headers_too_large())
-    } else if uri_bytes(request.uri()) > MAX_URI {
-        Some(ApiError::uri_too_long(uri_bytes(request.uri())))
-    } else {
-        None
-    };
-    let mut response = match refused {
+    let mut response = match refused(&server, &request, probe) {
         Some(error) => error.into_response(),
         None => with_body_timeout(server.settings.body_timeout, request, next).await,
     };
@@ -81,12 +68,13 @@ pub(crate) async fn request_log(
         entry.code = code.map(|code| code.0);
         key.clone_from(&entry.key);
     });
+    let is_refusal = refusal_pace::is_refusal(&route, status);
     server.count_response(route, status);
     let mut in_progress = Some((in_flight, connection));
-    if let Some(key) = key
-        && (status.is_client_error() || status.is_server_error())
-    {
-        let delay = server.refusal_pace.delay(&key, Instant::now());
+    if is_refusal {
+        let delay = server
+            .refusal_pace
+            .delay(Payer::of(key, peer), Instant::now());
         if !delay.is_zero() {
             // Meanwhile the connection counts as idle, and a drain does not wait.
             in_progress = None;
@@ -100,6 +88,26 @@ pub(crate) async fn request_log(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|body| Body::new(GuardedBody::new(body, (log, in_progress))))
+}
+
+/// Why a request is refused before its route, if it is.
+fn refused(server: &ServerState, request: &Request, is_probe: bool) -> Option<ApiError> {
+    let headers = request.headers();
+    if host::is_ambiguous(headers) {
+        Some(ApiError::several_hosts())
+    } else if let Some(host) = foreign_host(server, request) {
+        Some(ApiError::host(host))
+    } else if let Some(encoding) = content_encoding(headers) {
+        Some(ApiError::content_encoding(encoding))
+    } else if !is_probe && server.is_draining() {
+        Some(ApiError::draining(server.settings.drain_timeout))
+    } else if headers_bytes(headers) > MAX_HEADERS {
+        Some(ApiError::headers_too_large())
+    } else if uri_bytes(request.uri()) > MAX_URI {
+        Some(ApiError::uri_too_long(uri_bytes(request.uri())))
+    } else {
+        None
+    }
 }
 
 /// The route's response, or an error if the request's body takes longer than `limit` to arrive.

@@ -160,7 +160,15 @@ pub(crate) fn probe_router(why: NoRoom) -> Router {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use axum::body::Body;
+    use axum::extract::Request;
+    use hyper_util::service::TowerToHyperService;
+
     use super::*;
+    use crate::middleware::request_log::Peer;
+    use crate::settings::ServerSettings;
 
     const OPEN: [&str; 6] = [
         "/",
@@ -201,6 +209,94 @@ mod tests {
             let name = name.split('"').next().unwrap();
             let schema = document["components"]["schemas"].get(name);
             assert!(schema.is_some(), "{name}");
+        }
+    }
+
+    /// A router of a server whose base still loads, and how a client at 10.0.0.1 sends requests to it.
+    struct Client {
+        server: Arc<ServerState>,
+        router: TowerToHyperService<Router>,
+    }
+
+    impl Client {
+        fn new() -> Client {
+            let server = ServerState::new(ServerSettings::default());
+            let router = router(AppState::loading(), &server);
+            Client {
+                router: TowerToHyperService::new(router),
+                server,
+            }
+        }
+
+        async fn status(&self, method: &str, path: &str, header: (&str, &str)) -> u16 {
+            let request = Request::builder().method(method).uri(path);
+            let request = request.header(header.0, header.1);
+            let request = request.extension(Peer([10, 0, 0, 1].into()));
+            let request = request.body(Body::empty()).unwrap();
+            let response = hyper::service::Service::call(&self.router, request).await;
+            response.unwrap().status().as_u16()
+        }
+
+        /// Repeats a request, and checks whether it is held back.
+        async fn repeat(
+            &self,
+            count: u32,
+            request: (&str, &str),
+            header: (&str, &str),
+            status: u16,
+            held_back: bool,
+        ) {
+            let started = Instant::now();
+            for _ in 0..count {
+                let replied = self.status(request.0, request.1, header).await;
+                assert_eq!(replied, status, "{request:?} {header:?}");
+            }
+            let took = started.elapsed();
+            // A hundred at once, then one every 10 ms.
+            let least = Duration::from_millis(10) * count.saturating_sub(100);
+            assert_eq!(took >= least, held_back, "{request:?} {header:?}: {took:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_of_every_kind_are_held_back_beyond_a_burst() {
+        let own = ("host", "localhost");
+        let long = "x".repeat(40_000);
+        for (request, header, status) in [
+            (("GET", "/nowhere"), own, 404),
+            (("GET", "/studio/nothing"), own, 404),
+            (("PUT", "/v1/models"), own, 405),
+            (("POST", "/health"), own, 405),
+            (("GET", "/v1/models"), own, 503),
+            (("GET", "/health"), ("host", "evil.example"), 421),
+            (("POST", "/generate"), ("content-encoding", "gzip"), 415),
+            (("GET", "/health"), ("x-long", &long), 431),
+            (("GET", &format!("/nowhere?{long}")), own, 414),
+        ] {
+            let client = Client::new();
+            client.repeat(120, request, header, status, true).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn drain_neither_waits_for_refusals_nor_sends_them_as_fast_as_they_are_asked_for() {
+        let own = ("host", "localhost");
+        let client = Client::new();
+        client.server.drain();
+        client
+            .repeat(120, ("GET", "/v1/models"), own, 503, true)
+            .await;
+        // One that is held back is not in flight.
+        let held_back = client.status("GET", "/v1/models", own);
+        tokio::pin!(held_back);
+        assert!(futures_util::poll!(&mut held_back).is_pending());
+        assert_eq!(client.server.in_flight(), 0);
+        client.server.idle().await;
+        assert_eq!(held_back.await, 503);
+        // Probes are answered as ever.
+        let probes = [("/health", 200), ("/ready", 503)];
+        for (path, status) in probes {
+            client.repeat(200, ("GET", path), own, status, false).await;
         }
     }
 }
