@@ -15,6 +15,7 @@ use crate::files::{Files, Upload};
 use crate::jobs_folder::{DamagedRecords, JobsFolder};
 use crate::listing::{Page, Viewer};
 use crate::queue_state::{QueueRecord, RecordHeader};
+use crate::records::client_message::ClientMessage;
 use crate::records::evaluation::Evaluation;
 use crate::records::file::StoredFile;
 use crate::records::job::JobRecord;
@@ -199,15 +200,11 @@ impl JobsState {
         self.results.as_ref().ok_or(ResultError::Off)
     }
 
-    /// `text` without the folders of this machine. Records and events of jobs and evaluations are shown to clients.
-    pub(crate) fn hide_folders(&self, text: &str) -> String {
+    /// `text` for a record or an event, without the folders of this machine.
+    pub(crate) fn client_message(&self, text: &str) -> ClientMessage {
         let mut folders = vec![self.folder.path()];
         folders.extend(self.results.as_ref().map(EvaluationResults::folder));
-        let shown = self.service.hide_folders(text, &folders);
-        if shown != text {
-            tracing::warn!("{text}");
-        }
-        shown
+        ClientMessage::without_folders(text, &self.service, &folders)
     }
 
     /// The base's context length, which is the most tokens of a row.

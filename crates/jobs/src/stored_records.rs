@@ -91,7 +91,7 @@ pub(crate) fn open_evaluations(
             evaluation.error = Some(Failure {
                 code: "interrupted".to_owned(),
                 message: "the server stopped before the evaluation finished; request it again"
-                    .to_owned(),
+                    .into(),
                 param: None,
             });
             // A full disk must not stop the start; the next start finds it running and does the same.

@@ -15,6 +15,7 @@ use crate::files;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
 use crate::record_file::now;
+use crate::records::client_message::ClientMessage;
 use crate::records::evaluation::Evaluation;
 use crate::records::failure::Failure;
 use crate::training;
@@ -27,7 +28,7 @@ pub(crate) fn run(
     stop: &Arc<AtomicBool>,
     done: &Arc<AtomicU64>,
 ) -> Result<String, Failure> {
-    let failed = |code: &str, message: String| Failure {
+    let failed = |code: &str, message: ClientMessage| Failure {
         code: code.to_owned(),
         message,
         param: None,
@@ -45,13 +46,13 @@ pub(crate) fn run(
         }
         Err(_) => {
             let message = "the evaluation panicked; see the server's log";
-            Err(failed("server_error", message.to_owned()))
+            Err(failed("server_error", message.into()))
         }
     }
 }
 
 /// `message` without the paths of the personas' own rows and the folders of this machine, which clients must not see.
-fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String) -> String {
+fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String) -> ClientMessage {
     let personas = queue.service.personas();
     for pinned in &evaluation.personas {
         let part = spec::parse(pinned)
@@ -63,7 +64,7 @@ fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String
             message = message.replace(&path.display().to_string(), &named);
         }
     }
-    queue.hide_folders(&message)
+    queue.client_message(&message)
 }
 
 fn evaluate(

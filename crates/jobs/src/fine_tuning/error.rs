@@ -1,7 +1,5 @@
 //! The error of a job's run: one variant for each cause. A record has it as a code and a message.
 
-use std::path::PathBuf;
-
 use formats::peft::PeftError;
 use registry::{ReadError, VariableError};
 use train::TrainError;
@@ -34,13 +32,8 @@ pub(crate) enum RunError {
     #[error("no adapter was trained")]
     NoAdapter,
     /// The trained adapter cannot be written.
-    #[error("cannot write the adapter into {}: {source}", path.display())]
-    WriteAdapter {
-        /// Its folder.
-        path: PathBuf,
-        /// Why.
-        source: WriteFolderError,
-    },
+    #[error("cannot write the adapter: {0}")]
+    WriteAdapter(#[from] WriteFolderError),
     /// The trained adapter cannot be written or read for samples or the gate.
     #[error(transparent)]
     Adapter(#[from] PeftError),
@@ -50,6 +43,19 @@ pub(crate) enum RunError {
 }
 
 impl RunError {
+    /// The message for clients. Files of the server are the operator's business.
+    pub fn client_message(&self) -> String {
+        match self {
+            RunError::StartAdapter(error) => error.client_message(),
+            RunError::WriteAdapter(_) | RunError::Adapter(_) => {
+                "the server cannot write or read the adapter's files; its log has the reason"
+                    .to_owned()
+            }
+            RunError::Job(error) => error.client_message(),
+            error => error.to_string(),
+        }
+    }
+
     /// The code of a failed job.
     pub fn code(&self) -> &'static str {
         match self {
@@ -91,5 +97,27 @@ mod tests {
             ("invalid_value", Some("model"))
         );
         assert_eq!(RunError::NoAdapter.param(), None);
+    }
+
+    #[test]
+    fn failed_run_shows_no_file_of_the_server() {
+        for path in ["/srv/lory/jobs/ftjob-1", "home/jobs/ftjob-1"] {
+            let io = || std::io::Error::other(format!("{path}: no space left"));
+            let peft = || PeftError::Io {
+                path: path.into(),
+                source: io(),
+            };
+            for error in [
+                RunError::from(WriteFolderError::Io(io())),
+                RunError::from(WriteFolderError::Peft(peft())),
+                RunError::from(peft()),
+                RunError::from(JobError::io(std::path::Path::new(path))(io())),
+            ] {
+                let message = error.client_message();
+                assert!(error.to_string().contains(path), "{error}");
+                assert!(!message.contains("ftjob-1"), "{message}");
+                assert!(message.contains("log has the reason"), "{message}");
+            }
+        }
     }
 }

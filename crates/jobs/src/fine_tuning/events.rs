@@ -9,6 +9,7 @@ use formats::atomic_file;
 
 use crate::error::JobError;
 use crate::record_file::{fresh_id, now};
+use crate::records::client_message::ClientMessage;
 use crate::records::job::{EVENTS_FILE, Event, Metrics};
 
 /// The longest page of events.
@@ -29,7 +30,7 @@ impl EventLog {
     }
 
     /// Appends an event. A write error is logged and does not fail the job.
-    pub fn push(&self, level: &str, message: impl Into<String>, data: Option<Metrics>) {
+    pub fn push(&self, level: &str, message: impl Into<ClientMessage>, data: Option<Metrics>) {
         let written = fresh_id("ftevent-").and_then(|id| {
             let event = Event {
                 id,
@@ -101,12 +102,12 @@ mod tests {
         let events = EventLog::of(folder.path());
         assert!(all(&events).is_empty());
         events.push("info", "begun", None);
-        for step in 1..=5 {
+        for (step, message) in (1..).zip(["step 1", "step 2", "step 3", "step 4", "step 5"]) {
             let metrics = Metrics {
                 step,
                 ..Metrics::default()
             };
-            events.push("info", format!("step {step}"), Some(metrics));
+            events.push("info", message, Some(metrics));
         }
         // A line that is cut off.
         let path = folder.path().join(EVENTS_FILE);
@@ -118,7 +119,8 @@ mod tests {
         assert_eq!(all(&events).len(), 7);
         events.truncate_after(3).unwrap();
         events.push("info", "step 4", None);
-        let messages: Vec<String> = all(&events).into_iter().map(|e| e.message).collect();
+        let all = all(&events);
+        let messages: Vec<&str> = all.iter().map(|event| event.message.as_str()).collect();
         assert_eq!(
             messages,
             ["begun", "step 1", "step 2", "step 3", "resumed", "step 4"]

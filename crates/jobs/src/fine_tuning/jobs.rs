@@ -73,6 +73,7 @@ impl JobsState {
             let folder = self.job_folder(&record.id);
             disk::create_missing_folder(&folder).map_err(JobError::io(&folder))?;
             let message = format!("Created fine-tuning job: {}", record.id);
+            let message = self.client_message(&message);
             self.event_log(&record.id).push("info", message, None);
             Ok(())
         };

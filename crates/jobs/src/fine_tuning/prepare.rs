@@ -15,6 +15,7 @@ use crate::error::JobError;
 use crate::fine_tuning::error::RunError;
 use crate::jobs_state::JobsState;
 use crate::listing::Viewer;
+use crate::records::client_message::ClientMessage;
 use crate::records::job::JobRecord;
 use crate::training::Target;
 
@@ -167,7 +168,7 @@ impl JobsState {
     }
 
     /// `text` with the paths of the job's files replaced by the client's file names, and without the folders of this machine.
-    pub(crate) fn with_client_file_names(&self, record: &JobRecord, text: &str) -> String {
+    pub(crate) fn with_client_file_names(&self, record: &JobRecord, text: &str) -> ClientMessage {
         let everybody = Viewer::everybody();
         let ids = [Some(&record.training_file), record.validation_file.as_ref()];
         let mut text = text.to_owned();
@@ -177,6 +178,6 @@ impl JobsState {
                 text = text.replace(&path, &file.filename);
             }
         }
-        self.hide_folders(&text)
+        self.client_message(&text)
     }
 }

@@ -168,7 +168,10 @@ impl JobsState {
                 JobError::TrainMemory(error.to_string())
             }
             RunError::Job(error @ JobError::Invalid { .. }) => error,
-            error => JobError::Plan(self.with_client_file_names(record, &error.to_string())),
+            error => {
+                let message = self.with_client_file_names(record, &error.client_message());
+                JobError::Plan(message.into())
+            }
         })
     }
 

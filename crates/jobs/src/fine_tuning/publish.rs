@@ -43,7 +43,8 @@ impl JobsState {
             })?;
             self.remove_weights(id);
             let message = format!("New fine-tuned model created: {model}");
-            self.event_log(id).push("info", message, None);
+            self.event_log(id)
+                .push("info", self.client_message(&message), None);
         }
         self.job(&viewer, id)
     }

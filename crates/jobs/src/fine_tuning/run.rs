@@ -60,9 +60,10 @@ pub(crate) fn run(queue: &JobsState, record: &JobRecord, stop: &Arc<AtomicBool>)
 }
 
 fn failed(queue: &JobsState, record: &JobRecord, error: &RunError) -> RunOutcome {
+    tracing::warn!("job {}: {error}", record.id);
     RunOutcome::Failed(Failure {
         code: error.code().to_owned(),
-        message: queue.with_client_file_names(record, &error.to_string()),
+        message: queue.with_client_file_names(record, &error.client_message()),
         param: error.param().map(str::to_owned),
     })
 }
@@ -122,7 +123,7 @@ fn check_and_publish(
         progress.phase = Some("examining".to_owned());
     });
     let (results, samples) = eval_gate::check(queue, record, target, learner, yield_point)?;
-    let refused = gate_failure(&results);
+    let refused = gate_failure(queue, &results);
     let saved = queue.update_job(&record.id, JobStatus::Running, |record| {
         record.threshold_results = results;
         record.samples = samples;
@@ -132,7 +133,8 @@ fn check_and_publish(
         return Ok(RunOutcome::Stopped);
     }
     if let Some(failure) = refused {
-        tracing::info!(job = record.id, folder = %target.out.display(), "{}", failure.message);
+        let message = failure.message.as_str();
+        tracing::info!(job = record.id, folder = %target.out.display(), "{message}");
         return Ok(RunOutcome::Failed(failure));
     }
     let tokens = queue.count_trained_tokens(&record.id);
@@ -156,12 +158,13 @@ fn check_and_publish(
 }
 
 /// Why the gate refuses the adapter; `None` if no threshold is missed.
-fn gate_failure(results: &[ThresholdResult]) -> Option<Failure> {
+fn gate_failure(queue: &JobsState, results: &[ThresholdResult]) -> Option<Failure> {
     let missed = results.iter().filter(|result| !result.passed);
     let missed: Vec<&str> = missed.map(|result| result.message.as_str()).collect();
+    let message = format!("not published: {}; the adapter is kept", missed.join("; "));
     (!missed.is_empty()).then(|| Failure {
         code: "gate_refused".to_owned(),
-        message: format!("not published: {}; the adapter is kept", missed.join("; ")),
+        message: queue.client_message(&message),
         param: Some("gate".to_owned()),
     })
 }
@@ -179,10 +182,7 @@ fn write_adapter(
         known_base: queue.known_base.as_deref(),
         sha256,
     };
-    folder::write(trained, target, data, &origin).map_err(|source| RunError::WriteAdapter {
-        path: target.out.clone(),
-        source,
-    })
+    Ok(folder::write(trained, target, data, &origin)?)
 }
 
 impl JobsState {

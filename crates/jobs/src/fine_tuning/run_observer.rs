@@ -10,6 +10,7 @@ use crate::fine_tuning::events::EventLog;
 use crate::fine_tuning::sample_generation::SampleGenerator;
 use crate::jobs_state::JobsState;
 use crate::record_file::now;
+use crate::records::client_message::ClientMessage;
 use crate::records::job::Metrics;
 
 /// Observes the run of one job, which trains one adapter.
@@ -53,7 +54,10 @@ impl Observer for RunObserver<'_> {
             None => self.events.push("info", "Fine-tuning job started", None),
             Some(step) => self.events.push(
                 "info",
-                format!("Fine-tuning resumed at step {step} of {}", plan.steps),
+                self.queue.client_message(&format!(
+                    "Fine-tuning resumed at step {step} of {}",
+                    plan.steps
+                )),
                 None,
             ),
         }
@@ -66,7 +70,7 @@ impl Observer for RunObserver<'_> {
         if let Some(Err(error)) = sampling.map(|sampling| sampling.started(plan, step)) {
             self.sampling = None;
             let message = format!("Samples are off for this run: {error}");
-            let message = self.queue.hide_folders(&message);
+            let message = self.queue.client_message(&message);
             self.events.push("warn", message, None);
         }
     }
@@ -74,6 +78,7 @@ impl Observer for RunObserver<'_> {
     fn reference(&mut self, _adapter: usize, pairs: usize, from: ReferenceProgress<'_>) {
         if let ReferenceProgress::Computing { done: 0 } = from {
             let message = format!("Computing reference log-probabilities of {pairs} pairs");
+            let message = self.queue.client_message(&message);
             self.events.push("info", message, None);
         }
     }
@@ -104,10 +109,8 @@ impl Observer for RunObserver<'_> {
             preference_accuracy: adapter.preference.map(|pairs| pairs.accuracy),
             ..Metrics::default()
         };
-        let message = format!(
-            "Step {}/{}: training loss={:.4}",
-            metrics.step, metrics.steps, adapter.loss
-        );
+        let (step, steps) = (metrics.step, metrics.steps);
+        let message = ClientMessage::of_step(step, steps, "training loss", adapter.loss, "");
         self.events.push("info", message, Some(data));
         self.queue.update_progress(self.id, |progress| {
             progress.step = metrics.step;
@@ -136,10 +139,8 @@ impl Observer for RunObserver<'_> {
         } else {
             ""
         };
-        let message = format!(
-            "Step {}/{}: full validation loss={:.4}{best}",
-            validation.step, self.steps, validation.loss
-        );
+        let (step, loss) = (validation.step, validation.loss);
+        let message = ClientMessage::of_step(step, self.steps, "full validation loss", loss, best);
         self.events.push("info", message, Some(data));
         if validation.best {
             self.queue.update_progress(self.id, |progress| {
@@ -150,6 +151,7 @@ impl Observer for RunObserver<'_> {
 
     fn stopped_early(&mut self, _adapter: usize, step: u64) {
         let message = format!("No improvement within the patience: training ends at step {step}");
+        let message = self.queue.client_message(&message);
         self.events.push("info", message, None);
     }
 
@@ -167,7 +169,7 @@ impl Observer for RunObserver<'_> {
         phase(Some("sampling"));
         if let Err(error) = sampling.sample(snapshot) {
             let message = format!("Sampling after step {} failed: {error}", snapshot.step);
-            let message = self.queue.hide_folders(&message);
+            let message = self.queue.client_message(&message);
             self.events.push("warn", message, None);
         }
         phase(None);

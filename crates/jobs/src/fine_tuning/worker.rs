@@ -45,7 +45,7 @@ impl JobsState {
                 Err(JobError::Stopped) => continue,
                 Err(error) => {
                     tracing::warn!("job {}: {error}", record.id);
-                    let failure = validation_failure(&error);
+                    let failure = self.validation_failure(&record, &error);
                     events.push("error", failure.message.clone(), None);
                     self.fail(&record.id, JobStatus::ValidatingFiles, failure)
                 }
@@ -53,6 +53,15 @@ impl JobsState {
             if let Err(error) = changed {
                 self.fail_in_memory(&record.id, &error);
             }
+        }
+    }
+
+    fn validation_failure(&self, record: &JobRecord, error: &JobError) -> Failure {
+        let (code, param) = validation_code(error);
+        Failure {
+            code: code.to_owned(),
+            message: self.with_client_file_names(record, &error.client_message()),
+            param: Some(param.to_owned()),
         }
     }
 
@@ -85,7 +94,7 @@ impl JobsState {
             record.finished_at = Some(now());
             record.error = Some(Failure {
                 code: "state_not_written".to_owned(),
-                message: error.client_message(),
+                message: self.client_message(&error.client_message()),
                 param: None,
             });
         });
@@ -112,7 +121,7 @@ impl JobsState {
             let outcome = ran.unwrap_or_else(|_| {
                 RunOutcome::Failed(Failure {
                     code: "server_error".to_owned(),
-                    message: "the run panicked; see the server's log".to_owned(),
+                    message: "the run panicked; see the server's log".into(),
                     param: None,
                 })
             });
@@ -154,7 +163,7 @@ impl JobsState {
             RunOutcome::Published { model, tokens } => {
                 events.push(
                     "info",
-                    format!("New fine-tuned model created: {model}"),
+                    self.client_message(&format!("New fine-tuned model created: {model}")),
                     None,
                 );
                 events.push("info", "The job has successfully completed", None);
@@ -174,10 +183,6 @@ impl JobsState {
                 })?;
             }
             RunOutcome::Failed(failure) => {
-                let failure = Failure {
-                    message: self.hide_folders(&failure.message),
-                    ..failure
-                };
                 events.push("error", failure.message.clone(), None);
                 self.update_job(id, JobStatus::Running, |record| {
                     over(record, JobStatus::Failed);
@@ -201,17 +206,12 @@ impl JobsState {
     }
 }
 
-/// Why a job that cannot be validated fails.
-fn validation_failure(error: &JobError) -> Failure {
-    let (code, param) = match error {
+/// The code of a job that cannot be validated, and the field that it is about.
+fn validation_code(error: &JobError) -> (&'static str, &str) {
+    match error {
         JobError::TrainMemory(_) => ("out_of_memory", "hyperparameters"),
         JobError::Invalid { field, .. } => ("invalid_value", field.as_str()),
         _ => ("invalid_training_file", "training_file"),
-    };
-    Failure {
-        code: code.to_owned(),
-        message: error.client_message(),
-        param: Some(param.to_owned()),
     }
 }
 
@@ -238,11 +238,7 @@ mod tests {
                 "training_file",
             ),
         ] {
-            let failure = validation_failure(&error);
-            assert_eq!(
-                (failure.code.as_str(), failure.param.as_deref()),
-                (code, Some(param))
-            );
+            assert_eq!(validation_code(&error), (code, param));
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use train::TrainSettings;
 
+use crate::records::client_message::ClientMessage;
 use crate::records::failure::Failure;
 use crate::records::thresholds::Thresholds;
 
@@ -252,7 +253,7 @@ pub struct Event {
     /// `info`, `warn` or `error`.
     pub level: String,
     /// The message.
-    pub message: String,
+    pub message: ClientMessage,
     /// The metrics of a step or a validation; `None` for other events.
     pub data: Option<Metrics>,
 }

@@ -29,23 +29,43 @@ impl Service {
     }
 }
 
-/// Removes the folders with a `/` after them, the deepest first. A relative folder shows nothing of the machine, and the root is in front
-/// of every path.
+/// Removes the folders with a `/` after them, the longest first. The text may have a folder as it was given, or where it is.
 fn without_folders(text: &str, folders: &BTreeSet<PathBuf>) -> String {
-    let is_deep = |folder: &&PathBuf| folder.is_absolute() && folder.components().count() > 2;
-    let mut folders: Vec<String> = folders
-        .iter()
-        .filter(is_deep)
-        .map(|folder| folder.display().to_string())
-        .collect();
-    folders.sort_by_key(|folder| std::cmp::Reverse(folder.len()));
-    let mut text = text.to_owned();
-    for folder in folders {
-        text = text.replace(&format!("{folder}{}", std::path::MAIN_SEPARATOR), "");
-        let name = Path::new(&folder).file_name().unwrap_or_default();
-        text = text.replace(&folder, &name.to_string_lossy());
+    let spellings = folders.iter().flat_map(|folder| {
+        let absolute = std::path::absolute(folder).ok();
+        [Some(folder.clone()), absolute, folder.canonicalize().ok()]
+    });
+    // The root and the working folder are in front of every path.
+    let is_named = |folder: &PathBuf| folder.file_name().is_some();
+    let folders: BTreeSet<PathBuf> = spellings.flatten().filter(is_named).collect();
+    let mut folders: Vec<&PathBuf> = folders.iter().collect();
+    folders.sort_by_key(|folder| std::cmp::Reverse(folder.as_os_str().len()));
+    let hidden = |text: String, folder: &PathBuf| without_folder(&text, folder);
+    folders.into_iter().fold(text.to_owned(), hidden)
+}
+
+fn without_folder(text: &str, folder: &Path) -> String {
+    // A short name may be a part of another path, such as that of a route.
+    let may_be_inside = folder.is_absolute() && folder.components().count() > 2;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let folder = folder.display().to_string();
+    let is_part_of_path =
+        |c: char| c.is_alphanumeric() || ['_', '-', '.', '~', '/', '\\'].contains(&c);
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(&folder) {
+        let (before, after) = (&rest[..at], &rest[at + folder.len()..]);
+        shown.push_str(before);
+        rest = after;
+        if !may_be_inside && shown.ends_with(is_part_of_path) {
+            shown.push_str(&folder);
+        } else if let Some(inside) = after.strip_prefix(std::path::MAIN_SEPARATOR) {
+            rest = inside;
+        } else {
+            shown.push_str(&name);
+        }
     }
-    text
+    shown + rest
 }
 
 #[cfg(test)]
@@ -54,16 +74,39 @@ mod tests {
 
     #[test]
     fn paths_begin_after_their_folder() {
-        let folders = ["/srv/lory/jobs", "/srv/lory", "/", "/srv", "jobs"];
+        let folders = [
+            "/srv/lory/jobs",
+            "/srv/lory",
+            "/",
+            "/data",
+            "",
+            ".",
+            "home/jobs",
+            "../secret/results",
+            "personas",
+        ];
         let folders: BTreeSet<PathBuf> = folders.iter().map(PathBuf::from).collect();
+        let here = std::env::current_dir().unwrap();
+        let here = here.display();
+        let absolute = format!("cannot read {here}/home/jobs/a/b: gone");
         for (text, expected) in [
             (
                 "cannot write /srv/lory/jobs/a/b: full",
                 "cannot write a/b: full",
             ),
             ("/srv/lory/registry and /srv/lory/jobs", "registry and jobs"),
+            ("file:///srv/lory/jobs/a", "file://a"),
             ("/srv/other", "/srv/other"),
-            ("jobs/a, see /v1/files", "jobs/a, see /v1/files"),
+            // Folders that are not deep, and relative ones.
+            ("cannot read /data/a: gone", "cannot read a: gone"),
+            ("/srv/data/a, see /v1/data/b", "/srv/data/a, see /v1/data/b"),
+            ("home/jobs/a/b: gone, home/jobs", "a/b: gone, jobs"),
+            ("../secret/results/a", "a"),
+            (&absolute, "cannot read a/b: gone"),
+            (
+                "`personas/warm`, see the personas of /v1/personas/warm",
+                "`warm`, see the personas of /v1/personas/warm",
+            ),
         ] {
             assert_eq!(without_folders(text, &folders), expected);
         }

@@ -199,7 +199,7 @@ impl From<Event> for EventObject {
             object: "fine_tuning.job.event",
             created_at: event.created_at,
             level: event.level,
-            message: event.message,
+            message: event.message.into(),
             r#type: match event.data {
                 Some(_) => "metrics",
                 None => "message",
