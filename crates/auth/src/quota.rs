@@ -105,7 +105,7 @@ impl Resource {
         match self {
             Resource::FileBytes => "split the file",
             Resource::UploadBytes => "upload a smaller adapter",
-            _ => "train a smaller rank or fewer modules",
+            _ => "train a smaller rank or fewer modules, or continue a smaller adapter",
         }
     }
 
@@ -123,7 +123,7 @@ impl Resource {
                 "the server keeps all votes: ask its operator for a larger quota, or to remove old votes"
             }
             Resource::AdapterBytes => {
-                "cancel a job, publish the adapter of a finished one, delete a finished one, or train a smaller rank or fewer modules"
+                "cancel a job, publish the adapter of a finished one, or delete a finished one"
             }
             Resource::UploadBytes => {
                 "publish or delete an uploaded adapter, or try again in an hour, when they expire"
@@ -439,6 +439,15 @@ mod tests {
         assert!(
             message.starts_with(
                 "key acme has 20 bytes of checkpoints and unpublished adapters of jobs, and this job needs 90; it may have 100 ("
+            ),
+            "{message}"
+        );
+        // A job that continues an adapter cannot choose another rank.
+        let refused = owner.check(Resource::AdapterBytes, usage(20), 190);
+        let message = refused.unwrap_err().to_string();
+        assert!(
+            message.ends_with(
+                "; train a smaller rank or fewer modules, or continue a smaller adapter, or ask the operator for a larger quota"
             ),
             "{message}"
         );

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest, Sha256};
@@ -270,23 +270,63 @@ fn damaged(format: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// Decompresses the members of a gzip file, one after the other.
-struct Gzip<R>(MultiGzDecoder<R>);
+/// The error of a compressed file that goes on with something else.
+fn followed_by_others(format: &str) -> io::Error {
+    let message = format!(
+        "the file has other bytes after its {format} data; remove them, or compress the file again"
+    );
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// Decompresses the members of a gzip file, one after the other. Zeros after them are padding, as for gzip itself.
+struct Gzip<R> {
+    /// The member that is read; `None` after the last one.
+    member: Option<GzDecoder<R>>,
+}
 
 impl<R: BufRead> Gzip<R> {
     fn new(reader: R) -> Self {
-        Self(MultiGzDecoder::new(reader))
+        Self {
+            member: Some(GzDecoder::new(reader)),
+        }
+    }
+
+    /// Whether `reader`, which is after a member, is at another one.
+    fn is_at_member(reader: &mut R) -> io::Result<bool> {
+        loop {
+            let bytes = reader.fill_buf()?;
+            let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+            match bytes.get(zeros) {
+                // The first byte of a member; its header is checked when it is read.
+                Some(0x1f) if zeros == 0 => return Ok(true),
+                Some(_) => return Err(followed_by_others("gzip")),
+                None if zeros == 0 => return Ok(false),
+                None => reader.consume(zeros),
+            }
+        }
     }
 }
 
 impl<R: BufRead> Read for Gzip<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.0.read(into).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => cut_off("gzip"),
-            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => damaged("gzip"),
-            // The disk's.
-            _ => error,
-        })
+        while let Some(member) = &mut self.member {
+            let read = member.read(into).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => cut_off("gzip"),
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => damaged("gzip"),
+                // The disk's.
+                _ => error,
+            })?;
+            if read > 0 || into.is_empty() {
+                return Ok(read);
+            }
+            let ended = self.member.take();
+            if let Some(mut reader) = ended.map(GzDecoder::into_inner)
+                && Self::is_at_member(&mut reader)?
+            {
+                self.member = Some(GzDecoder::new(reader));
+            }
+        }
+        Ok(0)
     }
 }
 
@@ -295,6 +335,8 @@ struct Zstd<R> {
     reader: R,
     decoder: FrameDecoder,
     in_frame: bool,
+    /// Whether a frame of content was read to its end.
+    has_content: bool,
 }
 
 impl<R: BufRead> Zstd<R> {
@@ -305,12 +347,16 @@ impl<R: BufRead> Zstd<R> {
             reader,
             decoder,
             in_frame: false,
+            has_content: false,
         }
     }
 
     /// Begins the next frame; false at the end of the file.
     fn begin_frame(&mut self) -> io::Result<bool> {
-        while !self.reader.fill_buf()?.is_empty() {
+        while let Some(first) = self.reader.fill_buf()?.first() {
+            if self.has_content && !matches!(first, 0x28 | 0x50..=0x5f) {
+                return Err(followed_by_others(ZSTANDARD));
+            }
             match self.decoder.init(&mut self.reader) {
                 Ok(()) => return Ok(true),
                 // A frame of other data, which is not content.
@@ -334,6 +380,9 @@ impl<R: BufRead> Zstd<R> {
                     let message = "its Zstandard data needs a dictionary; compress it without one";
                     return Err(io::Error::other(message));
                 }
+                Err(FrameDecoderError::ReadFrameHeaderError(
+                    ReadFrameHeaderError::BadMagicNumber(_),
+                )) if self.has_content => return Err(followed_by_others(ZSTANDARD)),
                 Err(error) => return Err(zstandard_error(&error)),
             }
         }
@@ -361,6 +410,7 @@ impl<R: BufRead> Read for Zstd<R> {
                     return Err(damaged(ZSTANDARD));
                 }
                 self.in_frame = false;
+                self.has_content = true;
                 continue;
             }
             let block = BlockDecodingStrategy::UptoBlocks(1);
@@ -399,6 +449,52 @@ mod tests {
         let mut content = Vec::new();
         Zstd::new(bytes).read_to_end(&mut content)?;
         Ok(content)
+    }
+
+    fn gunzipped(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        // Pieces of one byte are the hardest to look ahead in.
+        let reader = BufReader::with_capacity(1, bytes);
+        let mut content = Vec::new();
+        Gzip::new(reader).read_to_end(&mut content)?;
+        Ok(content)
+    }
+
+    #[test]
+    fn bytes_after_compressed_data_are_named() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, b"hello\n").unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = frame(b"hello\n", [0x53, 0x88, 0xbd, 0x91]);
+        let twice = b"hello\nhello\n";
+        assert_eq!(gunzipped(&gzip.repeat(2)).unwrap(), twice);
+        assert_eq!(
+            gunzipped(&[&gzip[..], &[0; 3000]].concat()).unwrap(),
+            b"hello\n"
+        );
+        for garbage in [
+            &b"x"[..],
+            b"xyz",
+            b"more text that is not compressed",
+            b"(",
+            b"\0x",
+        ] {
+            let expected = |format: &str| {
+                format!(
+                    "the file has other bytes after its {format} data; remove them, or compress the file again"
+                )
+            };
+            let error = gunzipped(&[&gzip[..], garbage].concat()).unwrap_err();
+            assert_eq!(error.to_string(), expected("gzip"), "{garbage:?}");
+            // The first byte of a frame may be one that is cut off.
+            if garbage != b"(" {
+                let error = read(&[&zstd[..], garbage].concat()).unwrap_err();
+                assert_eq!(error.to_string(), expected(ZSTANDARD), "{garbage:?}");
+            }
+        }
+        for cut in 1..gzip.len() {
+            let error = gunzipped(&[&gzip[..], &gzip[..cut]].concat()).unwrap_err();
+            assert_eq!(error.to_string(), cut_off("gzip").to_string(), "{cut}");
+        }
     }
 
     #[test]
