@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::evaluation_results::ResultError;
 use auth::{AuthError, QuotaExceeded};
-use service::PublishError;
+use service::{NameError, PublishError};
 
 use crate::records::job::JobStatus;
 
@@ -145,6 +145,14 @@ impl JobError {
         JobError::Invalid {
             field: field.into(),
             message: message.into(),
+        }
+    }
+
+    /// The error of a name of a model in `field`.
+    pub(crate) fn name(field: impl Into<String>, error: NameError) -> JobError {
+        match error {
+            NameError::Denied(error) => JobError::Denied(error),
+            NameError::Unusable(message) => JobError::invalid(field, message),
         }
     }
 

@@ -65,8 +65,9 @@ pub use error::{PublishError, RequestError, ServiceStartError};
 pub use fields::{FieldNames, MAX_CHOICES, MAX_LOGPROBS};
 pub use grammar::OutputFormat;
 pub use model_identity::{AdapterUse, ModelIdentity};
-pub use model_names::{ModelAlias, NamedModel};
+pub use model_names::{ModelAlias, NamedModel, requested_name};
 pub use parallel_sampling::Tickets;
+pub use persona_service::NameError;
 pub use persona_service::publishing::NewVersion;
 pub use persona_service::{
     DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, QueuedRequest, Service, Settings, TextStream,

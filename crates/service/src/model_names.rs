@@ -66,23 +66,14 @@ impl ModelAliases {
         base: &Base,
     ) -> Result<ModelAliases, ServiceStartError> {
         let mut targets = BTreeMap::new();
+        let is_base = |name: &str| base.is_named(name);
         for alias in aliases {
             let ModelAlias { name, target } = alias;
             let refuse = |message: String| ServiceStartError::ModelAlias {
                 alias: alias.to_string(),
                 message,
             };
-            if base.is_named(name) {
-                return Err(refuse(format!("{name:?} is a name of the base")));
-            }
-            if aliases.iter().any(|other| other.name == *target) {
-                return Err(refuse(format!(
-                    "{target:?} is an alias itself; name the persona that it means"
-                )));
-            }
-            if !base.is_named(target) {
-                spec::parse(target).map_err(|error| refuse(error.to_string()))?;
-            }
+            check(alias, aliases, &is_base).map_err(&refuse)?;
             if targets.insert(name.clone(), target.clone()).is_some() {
                 return Err(refuse(format!("{name:?} is set twice")));
             }
@@ -112,6 +103,41 @@ impl ModelAliases {
         let usable = self.0.iter().filter(|(_, target)| may_use(target));
         usable.map(|(name, _)| name.as_str()).collect()
     }
+}
+
+/// Checks one of the aliases. What it means must not depend on another alias: it would mean one model where the other is replaced, and
+/// another where it is not.
+///
+/// # Errors
+/// Why it cannot be used.
+fn check(
+    alias: &ModelAlias,
+    aliases: &[ModelAlias],
+    is_base: &dyn Fn(&str) -> bool,
+) -> Result<(), String> {
+    let ModelAlias { name, target } = alias;
+    if is_base(name) {
+        return Err(format!("{name:?} is a name of the base"));
+    }
+    let another =
+        |named: &str| format!("{named:?} is an alias itself; name the persona that it means");
+    if aliases.iter().any(|other| other.name == *target) {
+        return Err(another(target));
+    }
+    if is_base(target) {
+        return Ok(());
+    }
+    let parts = spec::parse(target).map_err(|error| error.to_string())?;
+    let mut others = aliases.iter().filter(|other| other.name != *name);
+    let named = others.find(|other| parts.iter().any(|part| part.name == other.name));
+    named.map_or(Ok(()), |other| Err(another(&other.name)))
+}
+
+/// The name of a model as a client gives it, without spaces around it, as around the parts of a blend. Responses and records have it so. A
+/// name cannot have other white space.
+#[must_use]
+pub fn requested_name(text: &str) -> &str {
+    text.trim_matches(' ')
 }
 
 /// What a name means.
@@ -169,6 +195,7 @@ impl<'p> ModelNames<'p> {
         name: &str,
         hash: &dyn Fn(&str) -> u64,
     ) -> Result<NamedModel<'p>, RequestError> {
+        let name = requested_name(name);
         let alias = self.aliases.target(name);
         let spec = alias.unwrap_or(name);
         let unknown = || RequestError::UnknownModel {
@@ -279,6 +306,39 @@ mod tests {
             ("partner", false),
         ] {
             assert_eq!(aliases.is_of_others(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn alias_that_depends_on_another_alias_is_refused() {
+        let all = [
+            "mix=customer*0.5+nice*0.5",
+            "old=nice@2",
+            "nice=partner",
+            "customer=customer*0.7",
+            "chain=old",
+            "b=tiny",
+            "tiny=partner",
+            "good=formal*0.5+partner",
+        ];
+        let all = all.map(|text| text.parse::<ModelAlias>().unwrap());
+        let is_base = |name: &str| name == "tiny";
+        let another = |name: &str| {
+            Err(format!(
+                "{name:?} is an alias itself; name the persona that it means"
+            ))
+        };
+        for (alias, expected) in [
+            ("mix", another("nice")),
+            ("old", another("nice")),
+            ("nice", Ok(())),
+            ("customer", Ok(())),
+            ("chain", another("old")),
+            ("tiny", Err("\"tiny\" is a name of the base".to_owned())),
+            ("good", Ok(())),
+        ] {
+            let alias = all.iter().find(|one| one.name == alias).unwrap();
+            assert_eq!(check(alias, &all, &is_base), expected, "{alias}");
         }
     }
 

@@ -38,8 +38,7 @@ impl<'a> ResolvedPersona<'a> {
         let field = request.names.persona;
         let caller = &request.caller;
         let name = request.persona.as_deref();
-        // Spaces are ignored as around the parts of a blend; a name cannot have other white space.
-        let Some(name) = name.map(|name| name.trim_matches(' ')) else {
+        let Some(name) = name else {
             let denied = |source| RequestError::Denied {
                 field: Some(field),
                 source,

@@ -3,10 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use registry::{Personas, spec};
+use registry::Personas;
 use serde::Deserialize;
 use serde_json::Value;
-use service::Caller;
+use service::{Caller, NameError};
 
 use crate::error::JobError;
 use crate::evaluation::candidate::own_rows;
@@ -130,21 +130,15 @@ impl JobsState {
         has_rows: bool,
         refuse: &dyn Fn(String) -> JobError,
     ) -> Result<String, JobError> {
-        if self.service.base().is_named(name) {
+        let found = self.service.find_single_persona(personas, caller, name);
+        let Some(persona) = found.map_err(|error| match error {
+            NameError::Denied(error) => JobError::Denied(error),
+            NameError::Unusable(message) => refuse(message),
+        })?
+        else {
             let why = "is the base, which is always measured; leave it out";
             return Err(refuse(why.to_owned()));
-        }
-        let parts = spec::parse(name).map_err(|error| refuse(error.to_string()))?;
-        let [part] = parts.as_slice() else {
-            return Err(refuse("is a blend; name one persona".to_owned()));
         };
-        if part.scale.is_some() {
-            return Err(refuse("has a weight; name the persona alone".to_owned()));
-        }
-        caller.check_persona(&part.name)?;
-        let persona = caller
-            .find_persona(personas, part)
-            .map_err(|error| refuse(error.to_string()))?;
         persona
             .system_prompt_by_default()
             .map_err(|error| refuse(error.to_string()))?;

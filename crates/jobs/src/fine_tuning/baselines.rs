@@ -123,18 +123,14 @@ fn named_baselines(
         return Err(JobError::invalid("gate.beside", message));
     }
     let personas = service.personas();
+    let field = |index: usize| format!("gate.beside[{index}]");
     let mut others: Vec<Persona> = Vec::new();
     for (index, name) in names.iter().enumerate() {
-        let refuse = |message: String| JobError::invalid(format!("gate.beside[{index}]"), message);
-        let parts = spec::parse(name).map_err(|error| refuse(error.to_string()))?;
-        let part = match parts.as_slice() {
-            [part] if part.scale.is_none() => part,
-            _ => return Err(refuse("is a blend; name one persona".to_owned())),
-        };
-        caller.check_persona(&part.name)?;
-        let other = caller
-            .find_persona(&personas, part)
-            .map_err(|error| refuse(error.to_string()))?;
+        let refuse = |message: String| JobError::invalid(field(index), message);
+        let found = service.find_single_persona(&personas, caller, name);
+        let found = found.map_err(|error| JobError::name(field(index), error))?;
+        let other = found
+            .ok_or_else(|| refuse("is the base; name a persona with an adapter".to_owned()))?;
         other
             .system_prompt_by_default()
             .map_err(|error| refuse(error.to_string()))?;
@@ -191,6 +187,7 @@ pub(crate) fn candidates(
                 let message = format!(
                     "{pinned} does not exist any more, so the gate does not compare with it"
                 );
+                let message = queue.client_message(&message);
                 queue.event_log(&record.id).push("warn", message, None);
             }
         }

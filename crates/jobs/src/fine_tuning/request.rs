@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use base::Base;
 use formats::persona_name::{BASE, is_persona_name};
-use registry::{Persona, Personas, spec};
+use registry::{Persona, Personas};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use service::{Caller, NamedModel, RequestError, Service};
+use service::{Caller, Service, requested_name};
 use train::TrainSettings;
 use train::lora_init::{parameter_count, target_linears};
 
@@ -136,7 +136,7 @@ impl NewJob {
             created_at: now(),
             finished_at: None,
             status: JobStatus::ValidatingFiles,
-            model: self.model.clone(),
+            model: requested_name(&self.model).to_owned(),
             persona,
             named: self.suffix.is_some(),
             training_file: files.training.id,
@@ -284,37 +284,8 @@ impl NewJob {
         personas: &'p Personas,
         caller: &Caller,
     ) -> Result<Option<&'p Persona>, JobError> {
-        let refuse = |message: String| JobError::invalid("model", message);
-        let named = service.find_model(personas, caller, &self.model);
-        let named = named.map_err(|error| match error {
-            RequestError::Denied { source, .. } => JobError::Denied(source),
-            error => {
-                let message = error.to_string();
-                refuse(
-                    message
-                        .strip_prefix("model: ")
-                        .unwrap_or(&message)
-                        .to_owned(),
-                )
-            }
-        })?;
-        let NamedModel::Personas { spec, .. } = named else {
-            return Ok(None);
-        };
-        let parts = spec::parse(&spec).map_err(|error| refuse(error.to_string()))?;
-        let [part] = parts.as_slice() else {
-            return Err(refuse(
-                "is a blend; name one persona, or the base".to_owned(),
-            ));
-        };
-        if part.scale.is_some() {
-            return Err(refuse(
-                "has a scale; name the persona without it".to_owned(),
-            ));
-        }
-        // Without a version the current one, also while a canary runs.
-        let persona = caller.find_persona(personas, part);
-        persona.map(Some).map_err(|error| refuse(error.to_string()))
+        let found = service.find_single_persona(personas, caller, &self.model);
+        found.map_err(|error| JobError::name("model", error))
     }
 
     /// The thresholds of the job's gate, with their baselines: those of the persona in the server's folder, tightened by those of the request.

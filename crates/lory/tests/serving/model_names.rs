@@ -100,6 +100,24 @@ fn base_answers_to_its_own_spelling() {
 }
 
 #[test]
+fn spaces_around_a_name_are_ignored_and_not_repeated() {
+    let server = shared_server();
+    for name in [" warm", "warm  ", " tiny ", " warm*0.5 + formal*0.5 "] {
+        let reply = server.post("/v1/chat/completions", &ask(name));
+        assert_eq!(reply.json()["model"], name.trim(), "{}", reply.text);
+        let body = json!({"model": name, "prompt": "Hello", "max_tokens": 2});
+        let reply = server.post("/v1/completions", &body);
+        assert_eq!(reply.json()["model"], name.trim(), "{}", reply.text);
+        let body = json!({"user_type": name, "prompt": "Hello", "max_new_tokens": 2});
+        let reply = server.post("/generate", &body);
+        assert_eq!(reply.json()["user_type"], name.trim(), "{}", reply.text);
+        let path = name.replace(' ', "%20").replace('+', "%2B");
+        let reply = server.get(&format!("/v1/models/{path}"));
+        assert_eq!(reply.json()["id"], name.trim(), "{}", reply.text);
+    }
+}
+
+#[test]
 fn models_are_retrieved_by_name() {
     let server = shared_server();
     let list = server.get("/v1/models").json();
@@ -129,43 +147,26 @@ fn models_are_retrieved_by_name() {
     assert_eq!((status, code.as_str()), (404, "model_not_found"));
 }
 
+/// The text and the fingerprint of an answer.
+fn answer(server: &TestServer, model: &str) -> (Value, Value) {
+    let reply = server.post("/v1/chat/completions", &ask(model));
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let answer = reply.json();
+    assert_eq!(answer["model"], *model);
+    (
+        answer["choices"][0]["message"]["content"].clone(),
+        answer["system_fingerprint"].clone(),
+    )
+}
+
 #[test]
-fn alias_answers_as_its_target() {
+fn alias_goes_before_the_persona_of_its_name() {
     let settings = Settings {
-        model_aliases: [
-            "gpt-4o-mini=warm",
-            "openai/gpt-4o = warm*0.5+formal*0.5",
-            "gpt-3.5-turbo=tiny",
-            "later=unpublished",
-            // It goes before the persona of this name.
-            "formal=warm",
-        ]
-        .map(alias)
-        .to_vec(),
+        model_aliases: ["gpt-4o-mini=warm", "formal=warm"].map(alias).to_vec(),
         ..Settings::default()
     };
     let server = TestServer::start(setup::service(&settings));
-    let answer = |model: &str| {
-        let reply = server.post("/v1/chat/completions", &ask(model));
-        assert_eq!(reply.status, 200, "{}", reply.text);
-        let answer = reply.json();
-        assert_eq!(answer["model"], *model);
-        (
-            answer["choices"][0]["message"]["content"].clone(),
-            answer["system_fingerprint"].clone(),
-        )
-    };
-    assert_eq!(answer("gpt-4o-mini"), answer("warm"));
-    assert_eq!(answer("formal"), answer("warm"));
-    let blend = shared_server().post("/v1/chat/completions", &ask("warm*0.5+formal@2*0.5"));
-    let blend = blend.json();
-    assert_eq!(
-        answer("openai/gpt-4o"),
-        (
-            blend["choices"][0]["message"]["content"].clone(),
-            blend["system_fingerprint"].clone()
-        )
-    );
+    assert_eq!(answer(&server, "formal"), answer(&server, "warm"));
     // A version or a weight behind an alias does not reach the persona of the same name.
     for name in [
         "formal@2",
@@ -176,6 +177,33 @@ fn alias_answers_as_its_target() {
         let (status, code, ..) = server.post("/v1/chat/completions", &ask(name)).error();
         assert_eq!((status, code.as_str()), (404, "model_not_found"), "{name}");
     }
+}
+
+#[test]
+fn alias_answers_as_its_target() {
+    let settings = Settings {
+        model_aliases: [
+            "gpt-4o-mini=warm",
+            "openai/gpt-4o = warm*0.5+formal*0.5",
+            "gpt-3.5-turbo=tiny",
+            "later=unpublished",
+        ]
+        .map(alias)
+        .to_vec(),
+        ..Settings::default()
+    };
+    let server = TestServer::start(setup::service(&settings));
+    let answer = |model: &str| answer(&server, model);
+    assert_eq!(answer("gpt-4o-mini"), answer("warm"));
+    let blend = shared_server().post("/v1/chat/completions", &ask("warm*0.5+formal@2*0.5"));
+    let blend = blend.json();
+    assert_eq!(
+        answer("openai/gpt-4o"),
+        (
+            blend["choices"][0]["message"]["content"].clone(),
+            blend["system_fingerprint"].clone()
+        )
+    );
     assert_eq!(answer("gpt-3.5-turbo"), answer("tiny"));
     let (status, code, _, message) = server.post("/v1/chat/completions", &ask("later")).error();
     assert_eq!(
@@ -312,6 +340,10 @@ fn alias_that_cannot_be_used_is_reported_at_start() {
             "\"a\" is an alias itself; name the persona that it means",
         ),
         (vec!["a=a"], "\"a\" is an alias itself"),
+        (
+            vec!["a=warm", "b=formal*0.5+a*0.5"],
+            "--model-alias b=formal*0.5+a*0.5: \"a\" is an alias itself",
+        ),
         (vec!["a=warm", "a=formal"], "\"a\" is set twice"),
     ] {
         let settings = Settings {

@@ -22,7 +22,10 @@ use crate::with_sampling::{AcceptsSampling, WithSampling};
 use crate::work::Work;
 use formats::tokenizer::{Detokenizer, Special};
 use sampling::{Interface, SamplingParams};
-use service::{Conversation, Delta, End, FieldNames, GenerateRequest, MAX_LOGPROBS, ModelIdentity};
+use service::{
+    Conversation, Delta, End, FieldNames, GenerateRequest, MAX_LOGPROBS, ModelIdentity,
+    requested_name,
+};
 
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -230,7 +233,7 @@ pub(super) async fn completions(
     let service = state.service()?;
     let stream = request.stream == Some(true);
     let usage = StreamOptions::usage(&request.stream_options);
-    let model = request.model.clone();
+    let model = requested_name(&request.model).to_owned();
     let requests = request.into_requests(sampling)?;
     let logprobs = requests.first().and_then(|request| request.logprobs);
     let texts = service.base().tokenizer.detokenizer();

@@ -19,7 +19,7 @@ use crate::usage::Usage;
 use crate::with_sampling::{AcceptsSampling, WithSampling};
 use crate::work::Work;
 use sampling::{Interface, SamplingParams};
-use service::{Conversation, Delta, End, GenerateRequest, ModelIdentity};
+use service::{Conversation, Delta, End, GenerateRequest, ModelIdentity, requested_name};
 
 /// A prompt to a persona.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -179,7 +179,7 @@ pub(super) async fn generate(
     Body(WithSampling { request, sampling }): Body<WithSampling<GenerateBody>>,
 ) -> Result<Response, ApiError> {
     let service = state.service()?;
-    let user_type = request.user_type.clone();
+    let user_type = requested_name(&request.user_type).to_owned();
     let stream = request.stream.unwrap_or(false);
     let answers =
         AnswerStream::submit(service, caller, &work, request.into_request(sampling)).await?;

@@ -10,7 +10,7 @@ use crate::app_state::AppState;
 use crate::error::ApiError;
 use crate::middleware::auth::ApiCaller;
 use crate::path::Path;
-use service::{Caller, NamedModel};
+use service::{Caller, NamedModel, requested_name};
 
 /// The base, aliases and the personas that the key may use.
 #[derive(Serialize, ToSchema)]
@@ -141,7 +141,7 @@ pub(super) async fn retrieve(
     ApiCaller(caller): ApiCaller,
     Path(id): Path<String>,
 ) -> Result<Json<ModelCard>, ApiError> {
-    card_of(&state, &caller, &id)
+    card_of(&state, &caller, requested_name(&id))
 }
 
 /// As [`retrieve`], for a name with a slash that the client did not escape, such as `openai/gpt-oss`.
@@ -150,7 +150,7 @@ pub(super) async fn retrieve_owned(
     ApiCaller(caller): ApiCaller,
     Path((owner, name)): Path<(String, String)>,
 ) -> Result<Json<ModelCard>, ApiError> {
-    card_of(&state, &caller, &format!("{owner}/{name}"))
+    card_of(&state, &caller, requested_name(&format!("{owner}/{name}")))
 }
 
 fn card_of(state: &AppState, caller: &Caller, id: &str) -> Result<Json<ModelCard>, ApiError> {

@@ -13,12 +13,12 @@ use crate::middleware::auth::ApiCaller;
 use crate::unix_time::unix_time;
 use crate::work::Work;
 use service::votes::{self, MAX_PROMPT, Vote};
-use service::{Caller, Service};
+use service::{Caller, NameError, Service};
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewVote {
-    /// A model: `name@version`, a blend of those, or the base.
+    /// A model: `name@version`, a blend of those, the base, or an alias of any of these.
     a: String,
     /// Another model.
     b: String,
@@ -97,9 +97,8 @@ pub(super) async fn vote(
     Body(new): Body<NewVote>,
 ) -> Result<(StatusCode, Json<Tally>), ApiError> {
     let service = state.service()?;
-    for (field, model) in [("a", &new.a), ("b", &new.b)] {
-        check_model(&service, &caller, field, model)?;
-    }
+    let a = pinned(&service, &caller, "a", &new.a)?;
+    let b = pinned(&service, &caller, "b", &new.b)?;
     let wrong = |field: &str, message: String| {
         Err(ApiError::bad_request(
             "invalid_value",
@@ -107,11 +106,9 @@ pub(super) async fn vote(
             Some(field.to_owned()),
         ))
     };
-    if new.a == new.b {
-        return wrong(
-            "b",
-            "b is the same as a; a vote is between two different models".to_owned(),
-        );
+    if a == b {
+        let message = "b is the same as a; a vote is between two different models";
+        return wrong("b", message.to_owned());
     }
     if let Some(prompt) = new
         .prompt
@@ -126,8 +123,8 @@ pub(super) async fn vote(
     }
     let vote = Vote {
         time: unix_time(),
-        a: new.a,
-        b: new.b,
+        a,
+        b,
         winner: new.winner.into(),
         prompt: new.prompt,
         key: None,
@@ -176,33 +173,21 @@ fn may_use(service: &Service, caller: &Caller, model: &str) -> bool {
     }
 }
 
-/// Checks that a model exists, that the caller may use it, and that it names fixed versions.
-fn check_model(
+/// What a model is called in votes: the base, or fixed versions.
+fn pinned(
     service: &Service,
     caller: &Caller,
     field: &str,
     model: &str,
-) -> Result<(), ApiError> {
-    if model == service.base().name {
-        return Ok(caller.check_base(model)?);
-    }
-    for part in parts(model) {
-        caller.check_persona(&part.name)?;
-    }
-    let wrong =
-        |message: String| ApiError::bad_request("invalid_persona", message, Some(field.to_owned()));
-    let named = registry::spec::parse(model).map_err(|error| wrong(format!("{field}: {error}")))?;
-    let personas = service.personas();
-    for part in &named {
-        caller
-            .find_persona(&personas, part)
-            .map_err(|error| wrong(format!("{field}: {error}")))?;
-    }
-    match parts(model).find(|part| part.version.is_none()) {
-        Some(part) => Err(wrong(format!(
-            "{field}: {} has no version; a vote is on a version, such as {}@1",
-            part.name, part.name
-        ))),
-        None => Ok(()),
-    }
+) -> Result<String, ApiError> {
+    service
+        .pinned_name(caller, model)
+        .map_err(|error| match error {
+            NameError::Denied(error) => error.into(),
+            NameError::Unusable(message) => ApiError::bad_request(
+                "invalid_persona",
+                format!("{field}: {message}"),
+                Some(field.to_owned()),
+            ),
+        })
 }

@@ -3,6 +3,7 @@
 mod folders;
 pub mod publishing;
 mod shadows;
+mod single_persona;
 mod submit;
 mod uploads;
 
@@ -30,6 +31,7 @@ use crate::shadow::Shadows;
 use crate::uploads::UploadStore;
 use crate::votes::{VoteError, Votes};
 
+pub use single_persona::NameError;
 pub use submit::{DEFAULT_MAX_NEW_TOKENS, DEFAULT_TEMPERATURE, QueuedRequest, TextStream};
 
 /// How a service runs.

@@ -1,5 +1,6 @@
 //! Files, training jobs and evaluations over HTTP.
 
+mod aliases;
 mod continued_adapters;
 mod disk;
 mod eval_gate;

@@ -21,7 +21,7 @@ use crate::work::Work;
 use formats::tokenizer::Detokenizer;
 use request::ChatRequest;
 use response::{ChatChoice, ChatResponse, ChunkChoice, ChunkDelta};
-use service::{Delta, End, ModelIdentity, ToolCallDelta};
+use service::{Delta, End, ModelIdentity, ToolCallDelta, requested_name};
 
 /// Answer a chat, in OpenAI's wire format
 ///
@@ -46,7 +46,7 @@ pub(super) async fn chat_completions(
     let service = state.service()?;
     let stream = request.stream == Some(true);
     let usage = request.usage();
-    let model = request.model.clone();
+    let model = requested_name(&request.model).to_owned();
     caller.log_ignored_keys(request.ignored_keys());
     let request = request.into_request(sampling)?;
     let logprobs = request.logprobs.is_some();
