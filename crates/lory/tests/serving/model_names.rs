@@ -222,10 +222,10 @@ fn alias_answers_as_its_target() {
         ids,
         [
             "tiny",
-            "formal",
             "gpt-3.5-turbo",
             "gpt-4o-mini",
             "openai/gpt-4o",
+            "formal",
             "warm"
         ]
     );
