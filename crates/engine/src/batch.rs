@@ -22,6 +22,11 @@ pub struct Batch<A> {
     pub slots: Vec<Arc<A>>,
     /// The rows whose logits are needed, in ascending order. A sequence may need those of several of its rows.
     pub logit_rows: Vec<u32>,
+    /// For each of `logit_rows`: how many of its most probable tokens sampling needs, at most [`MOST_CANDIDATES`]; 0: the whole
+    /// row.
+    ///
+    /// [`MOST_CANDIDATES`]: crate::MOST_CANDIDATES
+    pub candidates: Vec<usize>,
 }
 
 /// The rows of one sequence in a [`Batch`].
@@ -49,6 +54,7 @@ impl<A> Batch<A> {
             sequences: Vec::new(),
             slots: Vec::new(),
             logit_rows: Vec::new(),
+            candidates: Vec::new(),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::adapter_pool::{AdapterInfo, AdapterPool, Lease};
 use crate::config::EngineConfig;
 use crate::error::{PoolError, ReservationError, StartError, SubmitError};
 use crate::event::{Event, Flow, Sink};
+use crate::logits::Logits;
 use crate::output::OutputProcessor;
 use crate::permit::{Permit, PermitRefusal, Permits};
 use crate::request::{Client, Request};
@@ -92,7 +93,7 @@ impl Engine {
             stop: Arc::clone(&stop),
             stats: Arc::clone(&stats),
             outputs: OutputProcessor::new(limits.vocab_size),
-            logits: Vec::new(),
+            logits: Logits::default(),
             last_finish: None,
         };
         engine.publish_stats(&mut stats.lock());

@@ -20,7 +20,7 @@
 //!   (how long grammars may take), `step_cost` (how many rows fit in a step's time), `blocks`, `prefix_cache` and `cache_scope` (the KV cache), and `prompt_lookup`
 //!   (draft tokens)
 //! - [`batch`] and [`runner`]: one step as plain data, and the model that executes it; `plan`: a batch with its sequences
-//! - `output`: from logits to tokens, with [`Sampling`] (the parameters), `sampler`, `logits_processor` and `softmax` (the
+//! - `output`: from [`logits`] to tokens, with [`Sampling`] (the parameters), `sampler`, `logits_processor` and `softmax` (the
 //!   draw), and [`constraint`] (grammars)
 //! - [`event`] and `response_sink`: what a request's caller receives; [`stats`] and [`error`]: numbers and failures
 
@@ -39,6 +39,7 @@ pub mod event;
 mod fair_share;
 mod grammar_budget;
 pub mod handle;
+pub mod logits;
 mod logits_processor;
 mod output;
 mod permit;
@@ -69,6 +70,7 @@ pub use constraint::{Constraint, Grammar, Progress};
 pub use error::{PoolError, ReservationError, StartError, SubmitError};
 pub use event::{Event, FinishReason, Finished, Flow, Sink, Timings, Token};
 pub use handle::{Engine, Handle, Stream, Ticket};
+pub use logits::{Candidates, Logits, MOST_CANDIDATES};
 pub use permit::Permit;
 pub use request::{Client, MAX_TOP_LOGPROBS, Request};
 pub use reservation::{Reservation, WaitOptions};

@@ -3,6 +3,7 @@
 
 use crate::constraint::{Progress, mask_words};
 use crate::event::{FinishReason, Flow, Token};
+use crate::logits::{Logits, Row};
 use crate::plan::PlannedSequence;
 use crate::sampler::{SampleError, Sampler};
 use crate::sequence::Sequence;
@@ -30,7 +31,7 @@ impl OutputProcessor {
         &mut self,
         sequence: &mut Sequence<A>,
         planned: &PlannedSequence,
-        logits: &[f32],
+        logits: &Logits,
         stats: &SharedStats,
     ) -> Option<FinishReason> {
         let end = self.emit_prompt_logprobs(sequence, planned, logits);
@@ -48,7 +49,7 @@ impl OutputProcessor {
         &mut self,
         sequence: &mut Sequence<A>,
         planned: &PlannedSequence,
-        logits: &[f32],
+        logits: &Logits,
     ) -> Option<FinishReason> {
         let (first, count) = planned.prompt_logprobs;
         for row in first..first + count {
@@ -57,7 +58,7 @@ impl OutputProcessor {
             let id = sequence.tokens[position];
             let Ok(token) = self
                 .sampler
-                .score(row_of(logits, row, self.vocab_size), id, top)
+                .score(logits.row(row, self.vocab_size), id, top)
             else {
                 return Some(FinishReason::Error(not_numbers(position)));
             };
@@ -75,7 +76,7 @@ impl OutputProcessor {
         sequence: &mut Sequence<A>,
         planned: &PlannedSequence,
         first: usize,
-        logits: &[f32],
+        logits: &Logits,
         stats: &SharedStats,
     ) -> Option<FinishReason> {
         // Even if a draft was not run, its first token updates the acceptance rate.
@@ -86,7 +87,7 @@ impl OutputProcessor {
             .and_then(|draft| draft.tokens.first().copied());
         let (mut sampled, mut accepted, mut end) = (0, 0, None);
         for row in first..=first + planned.drafts.len() {
-            let token = match self.sample(sequence, row_of(logits, row, self.vocab_size)) {
+            let token = match self.sample(sequence, logits.row(row, self.vocab_size)) {
                 Ok(token) => token,
                 Err(reason) => {
                     end = Some(reason);
@@ -117,7 +118,7 @@ impl OutputProcessor {
     fn sample<A>(
         &mut self,
         sequence: &mut Sequence<A>,
-        logits: &[f32],
+        logits: Row<'_>,
     ) -> Result<Token, FinishReason> {
         let constrained = sequence.fill_mask(&mut self.mask);
         let constrained = constrained.map_err(FinishReason::Constraint)?;
@@ -155,11 +156,6 @@ fn emit<A>(sequence: &mut Sequence<A>, token: Token) -> Option<FinishReason> {
     }
     let full = sequence.response.completion_tokens() >= sequence.decoding.max_new_tokens;
     full.then_some(FinishReason::Length)
-}
-
-/// One row of the logits.
-fn row_of(logits: &[f32], row: usize, vocab_size: usize) -> &[f32] {
-    &logits[row * vocab_size..(row + 1) * vocab_size]
 }
 
 fn not_numbers(position: usize) -> String {

@@ -15,6 +15,7 @@ pub(crate) struct Plan<A> {
     /// Rows of logits that give log-probabilities of prompt tokens, and no new token.
     pub prompt_logprob_rows: usize,
     slot_ids: Vec<AdapterId>,
+    vocab_size: usize,
 }
 
 /// What one sequence runs in a step, and which rows of the logits are its own.
@@ -31,12 +32,13 @@ pub(crate) struct PlannedSequence {
 }
 
 impl<A> Plan<A> {
-    pub fn new() -> Self {
+    pub fn new(vocab_size: usize) -> Self {
         Plan {
             batch: Batch::empty(),
             sequences: Vec::new(),
             prompt_logprob_rows: 0,
             slot_ids: Vec::new(),
+            vocab_size,
         }
     }
 
@@ -81,11 +83,16 @@ impl<A> Plan<A> {
         let prompt_logprobs = (self.batch.logit_rows.len(), prompt_positions.len());
         let prompt_rows = prompt_positions.map(|position| (first_row + position - past) as u32);
         self.batch.logit_rows.extend(prompt_rows);
+        // The log-probability of a given token needs the whole row.
+        self.batch.candidates.resize(self.batch.logit_rows.len(), 0);
         self.prompt_logprob_rows += prompt_logprobs.1;
         let sample_row = (end == sequence.tokens.len()).then(|| {
             let first = self.batch.logit_rows.len();
             let sampled = first_row + rows - 1..first_row + all_rows;
             self.batch.logit_rows.extend(sampled.map(|row| row as u32));
+            let candidates = sequence.candidates(self.vocab_size);
+            let rows = self.batch.logit_rows.len();
+            self.batch.candidates.resize(rows, candidates);
             first
         });
         self.sequences.push(PlannedSequence {

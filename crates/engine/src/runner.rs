@@ -1,6 +1,7 @@
 //! The interface to the model. The engine knows the model only through this trait.
 
 use crate::batch::Batch;
+use crate::logits::Logits;
 
 /// The sizes that a model fixes for the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +28,14 @@ pub trait Runner: Send + 'static {
     /// The model's sizes; called once, when the engine starts.
     fn limits(&self) -> Limits;
 
-    /// Executes one step: writes keys and values for every row of `batch`, and fills `logits` with
-    /// `batch.logit_rows.len()` rows of `vocab_size` numbers, row-major, in the order of `logit_rows`.
-    /// `logits` still holds the previous step's content and must be overwritten or resized.
+    /// Executes one step: writes keys and values for every row of `batch`, and fills `logits` with a row for each of
+    /// `logit_rows`, in their order: all of its `vocab_size` numbers, or at least as many of its most probable tokens as
+    /// `candidates` says. `logits` still holds the previous step's content and must be overwritten or resized.
+    ///
+    /// Whether a row is whole must depend on its number of candidates only.
     ///
     /// # Errors
     /// A message for people. The engine ends every request of this batch with it (a panic counts the same) and continues:
     /// the runner must stay usable. What the failed rows wrote into their blocks is never read.
-    fn run(&mut self, batch: &Batch<Self::Adapter>, logits: &mut Vec<f32>) -> Result<(), String>;
+    fn run(&mut self, batch: &Batch<Self::Adapter>, logits: &mut Logits) -> Result<(), String>;
 }

@@ -9,6 +9,7 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use sampling::Sampling;
 
 use crate::event::Token;
+use crate::logits::{Candidates, Row};
 use crate::logits_processor::LogitsProcessor;
 use crate::softmax::{argmax, exp, largest, log_sum_exp, weights};
 
@@ -43,8 +44,45 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// Samples from `logits`, one number for each token of the vocabulary.
+    /// Samples from a row: the same token from the whole row and from as many candidates as `Sequence::candidates` says.
     pub fn sample(
+        &mut self,
+        row: Row<'_>,
+        params: &SampleParams<'_>,
+    ) -> Result<Token, SampleError> {
+        match row {
+            Row::Whole(logits) => self.sample_row(logits, params),
+            Row::Candidates(row) => self.sample_candidates(row, params),
+        }
+    }
+
+    fn sample_candidates(
+        &mut self,
+        row: &Candidates,
+        params: &SampleParams<'_>,
+    ) -> Result<Token, SampleError> {
+        let (id, max) = *row.tokens.first().ok_or(SampleError::NotADistribution)?;
+        let sampling = params.processor.sampling;
+        let id = if sampling.temperature == 0.0 {
+            id
+        } else {
+            let kept = &row.tokens[..sampling.top_k.min(row.tokens.len())];
+            let total = self.keep(kept.iter().copied(), max, sampling);
+            self.draw(total, params)
+        };
+        let logprob = |logit: f32| (f64::from(logit) - row.log_sum) as f32;
+        let sampled = row.tokens.iter().find(|token| token.0 == id);
+        let logprobs = params.top_logprobs.map(usize::from);
+        let top = row.tokens.iter().take(logprobs.unwrap_or(0));
+        Ok(Token {
+            id,
+            logprob: logprobs.and(sampled.map(|token| logprob(token.1))),
+            top: top.map(|(id, logit)| (*id, logprob(*logit))).collect(),
+        })
+    }
+
+    /// Samples from `logits`, one number for each token of the vocabulary.
+    fn sample_row(
         &mut self,
         logits: &[f32],
         params: &SampleParams<'_>,
@@ -72,7 +110,11 @@ impl Sampler {
     }
 
     /// A given token, with its log-probability in `logits` and those of the `count` most probable.
-    pub fn score(&mut self, logits: &[f32], id: u32, count: u8) -> Result<Token, SampleError> {
+    pub fn score(&mut self, row: Row<'_>, id: u32, count: u8) -> Result<Token, SampleError> {
+        // A row whose candidates came instead was not asked for any.
+        let Row::Whole(logits) = row else {
+            return Err(SampleError::NotADistribution);
+        };
         let max = largest(logits).ok_or(SampleError::NotADistribution)?;
         Ok(self.with_logprobs(logits, max, id, count))
     }
@@ -93,12 +135,21 @@ impl Sampler {
         if sampling.temperature == 0.0 {
             return argmax(logits, max);
         }
-        self.candidates.clear();
         let total = if sampling.top_k > 0 && sampling.top_k < logits.len() {
-            self.keep_top_k(logits, max, sampling)
+            let mut top_k = std::mem::take(&mut self.top_k);
+            let top = top_k.most_probable(logits, sampling.top_k).iter();
+            let total = self.keep(top.map(|id| (*id, logits[*id as usize])), max, sampling);
+            self.top_k = top_k;
+            total
         } else {
             self.keep_all(logits, max, sampling)
         };
+        self.draw(total, params)
+    }
+
+    /// Draws from the candidates that top_p and min_p leave; `total` is the weight that top_p is a part of.
+    fn draw(&mut self, total: f64, params: &SampleParams<'_>) -> u32 {
+        let sampling = params.processor.sampling;
         if sampling.top_p < 1.0 {
             let count = top_p(&self.candidates, total * f64::from(sampling.top_p));
             self.candidates.truncate(count);
@@ -113,12 +164,17 @@ impl Sampler {
         )
     }
 
-    /// Keeps the `top_k` most probable tokens, in descending order; returns their total weight.
-    fn keep_top_k(&mut self, logits: &[f32], max: f32, sampling: &Sampling) -> f64 {
-        let weight = |id: u32| exp((logits[id as usize] - max) / sampling.temperature);
-        let top = self.top_k.most_probable(logits, sampling.top_k);
+    /// Keeps these tokens with their logits, which are in descending order; returns their total weight.
+    fn keep(
+        &mut self,
+        tokens: impl Iterator<Item = (u32, f32)>,
+        max: f32,
+        sampling: &Sampling,
+    ) -> f64 {
+        let weight = |logit: f32| exp((logit - max) / sampling.temperature);
+        self.candidates.clear();
         self.candidates
-            .extend(top.iter().map(|id| (*id, weight(*id))));
+            .extend(tokens.map(|(id, logit)| (id, weight(logit))));
         self.candidates
             .iter()
             .map(|(_, weight)| f64::from(*weight))
@@ -128,6 +184,7 @@ impl Sampler {
     /// Keeps the whole vocabulary by id, or, for `top_p`, the tokens that can matter to it, in descending order. Returns the
     /// total weight of the vocabulary for `top_p`; 0 if that is neutral, as nothing else needs the sum.
     fn keep_all(&mut self, logits: &[f32], max: f32, sampling: &Sampling) -> f64 {
+        self.candidates.clear();
         weights(logits, max, sampling.temperature, &mut self.weights);
         let every = (0u32..).zip(self.weights.iter().copied());
         if sampling.top_p >= 1.0 {
@@ -310,7 +367,10 @@ mod tests {
             position,
             top_logprobs: None,
         };
-        Sampler::default().sample(logits, &params).unwrap().id
+        Sampler::default()
+            .sample(Row::Whole(logits), &params)
+            .unwrap()
+            .id
     }
 
     /// The slow, obvious way: sort everything, then apply one rule after the other.
@@ -383,6 +443,90 @@ mod tests {
         }
     }
 
+    /// What a model gives of a row for sampling that needs `count` tokens; by sorting the vocabulary.
+    fn candidates(logits: &[f32], count: usize) -> Candidates {
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let logit = |id: u32| logits[id as usize];
+        ids.sort_by(|a, b| logit(*b).partial_cmp(&logit(*a)).unwrap().then(a.cmp(b)));
+        ids.truncate(count);
+        Candidates {
+            tokens: ids.into_iter().map(|id| (id, logit(id))).collect(),
+            log_sum: logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln(),
+        }
+    }
+
+    #[test]
+    fn candidates_of_a_row_give_the_token_of_the_whole_row() {
+        for round in 0..3000u64 {
+            let pick = |n: u64, of: u64| mix(round * 37 + n) % of;
+            let sampling = Sampling {
+                temperature: [0.0, 0.3, 1.0, 2.0][pick(1, 4) as usize],
+                top_k: [1, 5, 50, 128][pick(2, 4) as usize],
+                top_p: [1.0, 0.9, 0.5, 0.01][pick(3, 4) as usize],
+                min_p: [0.0, 0.05, 1.0][pick(4, 3) as usize],
+                ..Sampling::default()
+            };
+            let top_logprobs = [None, Some(0), Some(3), Some(20)][pick(5, 4) as usize];
+            let mut logits = random_logits(round, 129 + pick(6, 700) as usize);
+            if pick(7, 2) == 0 {
+                // Many equals.
+                logits.iter_mut().for_each(|l| *l = l.round());
+            }
+            if pick(8, 3) == 0 {
+                logits[100..].fill(f32::NEG_INFINITY);
+            }
+            let token_counts = TokenCounts::new(&sampling, &[]);
+            let params = SampleParams {
+                processor: LogitsProcessor {
+                    sampling: &sampling,
+                    token_counts: &token_counts,
+                    allowed: None,
+                },
+                seed: round,
+                position: 5,
+                top_logprobs,
+            };
+            let count = if sampling.temperature == 0.0 {
+                1
+            } else {
+                sampling.top_k
+            };
+            let count = count.max(top_logprobs.unwrap_or(0).into());
+            let mut sampler = Sampler::default();
+            let whole = sampler.sample(Row::Whole(&logits), &params).unwrap();
+            let few = candidates(&logits, count);
+            let few = sampler.sample(Row::Candidates(&few), &params).unwrap();
+            assert_eq!(few.id, whole.id, "{sampling:?}");
+            assert_eq!(few.logprob.is_some(), whole.logprob.is_some());
+            let logprobs = |token: &Token| -> Vec<(u32, f32)> {
+                let own = token.logprob.map(|logprob| (token.id, logprob));
+                own.into_iter().chain(token.top.iter().copied()).collect()
+            };
+            for (few, whole) in logprobs(&few).iter().zip(logprobs(&whole)) {
+                assert_eq!(few.0, whole.0);
+                assert!(
+                    few.1 == whole.1 || (few.1 - whole.1).abs() < 1e-5,
+                    "{few:?}"
+                );
+            }
+            assert_eq!(few.top.len(), whole.top.len());
+        }
+        let params = SampleParams {
+            processor: LogitsProcessor {
+                sampling: &Sampling::greedy(),
+                token_counts: &TokenCounts::new(&Sampling::greedy(), &[]),
+                allowed: None,
+            },
+            seed: 0,
+            position: 0,
+            top_logprobs: None,
+        };
+        assert_eq!(
+            Sampler::default().sample(Row::Candidates(&Candidates::default()), &params),
+            Err(SampleError::NotADistribution)
+        );
+    }
+
     #[test]
     fn greedy_takes_the_lowest_id_of_equals() {
         let logits = [1.0, f32::NEG_INFINITY, 3.0, -0.5, 3.0];
@@ -443,7 +587,7 @@ mod tests {
                 position: 3,
                 top_logprobs: Some(2),
             };
-            let sampled = Sampler::default().sample(&logits, &params);
+            let sampled = Sampler::default().sample(Row::Whole(&logits), &params);
             if changed.iter().all(|logit| *logit == f32::NEG_INFINITY) {
                 assert_eq!(sampled, Err(SampleError::NothingAllowed));
                 continue;
@@ -479,7 +623,9 @@ mod tests {
         };
         let logits = [0.25f32.ln(), 0.5f32.ln(), 0.125f32.ln(), 0.125f32.ln()];
         // The penalty divides positive logits and multiplies negative ones: token 1 falls behind token 0.
-        let token = Sampler::default().sample(&logits, &params).unwrap();
+        let token = Sampler::default()
+            .sample(Row::Whole(&logits), &params)
+            .unwrap();
         assert_eq!(token.id, 0);
         assert!((token.logprob.unwrap() - 0.25f32.ln()).abs() < 1e-6);
         let ids: Vec<u32> = token.top.iter().map(|(id, _)| *id).collect();
@@ -512,11 +658,13 @@ mod tests {
             [f32::NEG_INFINITY; 2],
         ] {
             assert_eq!(
-                Sampler::default().sample(&wrong, &params),
+                Sampler::default().sample(Row::Whole(&wrong), &params),
                 Err(SampleError::NotADistribution)
             );
         }
-        let token = Sampler::default().sample(&[-3e38, 3e38], &params).unwrap();
+        let token = Sampler::default()
+            .sample(Row::Whole(&[-3e38, 3e38]), &params)
+            .unwrap();
         assert_eq!((token.id, token.top.len()), (1, 2));
     }
 }

@@ -60,6 +60,7 @@ pub(crate) struct Scheduler<A> {
     grammar_budget: GrammarBudget,
     max_batch: usize,
     step_tokens: usize,
+    vocab_size: usize,
     prefill_chunk: usize,
     draft_tokens: usize,
     step_latency: Duration,
@@ -83,6 +84,7 @@ impl<A> Scheduler<A> {
             grammar_budget: GrammarBudget::default(),
             max_batch: config.max_batch,
             step_tokens: config.step_tokens,
+            vocab_size: limits.vocab_size,
             prefill_chunk: config.prefill_chunk,
             draft_tokens: config.draft_tokens,
             step_latency: config.step_latency,
@@ -183,7 +185,7 @@ impl<A> Scheduler<A> {
 
     /// Decides the next step. The plan has no rows only if no sequence runs or waits.
     pub fn plan(&mut self, now: Instant) -> Plan<A> {
-        let mut plan = Plan::new();
+        let mut plan = Plan::new(self.vocab_size);
         let mut shares = self.client_shares();
         if !shares.is_single() {
             self.preempt_for_rows(&mut shares, now);

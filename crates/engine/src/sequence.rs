@@ -12,6 +12,7 @@ use crate::blocks::{BlockPool, BlockTable};
 use crate::cache_scope::CacheScope;
 use crate::constraint::{Constraint, Progress};
 use crate::event::Sink;
+use crate::logits::MOST_CANDIDATES;
 use crate::logits_processor::{LogitsProcessor, TokenCounts};
 use crate::permit::Permit;
 use crate::prompt_lookup::{self, Draft, PromptLookup};
@@ -231,6 +232,24 @@ impl<A> Sequence<A> {
             seed: self.decoding.seed,
             position: self.tokens.len(),
             top_logprobs: self.decoding.top_logprobs,
+        }
+    }
+
+    /// How many of the most probable tokens sampling looks at; 0: at the whole row, for the constraint, penalties and biases too.
+    pub fn candidates(&self, vocab_size: usize) -> usize {
+        let params = self.sample_params(None);
+        if self.decoding.constraint.is_some() || !params.processor.is_noop() {
+            return 0;
+        }
+        let count = match self.decoding.sampling.top_k {
+            _ if self.decoding.sampling.temperature == 0.0 => 1,
+            0 => return 0,
+            top_k => top_k,
+        };
+        let count = count.max(usize::from(params.top_logprobs.unwrap_or(0)));
+        match count <= MOST_CANDIDATES && count < vocab_size {
+            true => count,
+            false => 0,
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::event::FinishReason;
+use crate::logits::Logits;
 use crate::output::OutputProcessor;
 use crate::plan::Plan;
 use crate::runner::{Limits, Runner};
@@ -32,7 +33,7 @@ pub(crate) struct EngineLoop<R: Runner> {
     pub stop: Arc<AtomicBool>,
     pub stats: Arc<SharedStats>,
     pub outputs: OutputProcessor,
-    pub logits: Vec<f32>,
+    pub logits: Logits,
     /// When a request last ended.
     pub last_finish: Option<Instant>,
 }
@@ -109,12 +110,8 @@ impl<R: Runner> EngineLoop<R> {
         self.count_step(plan, took);
         self.scheduler.observe_step(batch.rows(), took);
         outcome?;
-        let expected = batch.logit_rows.len() * self.limits.vocab_size;
-        if self.logits.len() == expected {
-            return Ok(());
-        }
-        let got = self.logits.len();
-        Err(format!("the model gave {got} logits instead of {expected}"))
+        let rows = batch.logit_rows.len();
+        self.logits.check(rows, self.limits.vocab_size)
     }
 
     /// For each sequence of the step: samples its next tokens, emits them, and finishes it at its end. A step that failed

@@ -39,6 +39,8 @@ const ROPE: [&str; 3] = [PRELUDE, STEP, include_str!("shaders/rope_store.wgsl")]
 const ATTENTION: [&str; 4] = [PRELUDE, SUM, STEP, include_str!("shaders/attention.wgsl")];
 const LOSS: [&str; 3] = [PRELUDE, SUM, include_str!("shaders/loss.wgsl")];
 
+const TOP: [&str; 3] = [PRELUDE, SUM, include_str!("shaders/candidates.wgsl")];
+
 const ROW_BINDINGS: &[Access] = &[Read, Read, Read, Write];
 const PRODUCT_BINDINGS: &[Access] = &[
     Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read,
@@ -56,6 +58,7 @@ kernels! {
     EMBED = "embed" of PRODUCT: PRODUCT_BINDINGS;
     ROPE_STORE = "rope_store" of ROPE: &[Read, Read, Read, Read, Read, Read, Read, Write, Write, Write];
     CROSS_ENTROPY = "cross_entropy" of LOSS: &[Read, Write, Write];
+    CANDIDATES = "candidates" of TOP: &[Read, Read, Write];
     ATTENTION_WALK = "walk" of ATTENTION: ATTENTION_BINDINGS;
     ATTENTION_SPLIT = "split" of ATTENTION: ATTENTION_BINDINGS;
     ATTENTION_COMBINE = "combine" of ATTENTION: ATTENTION_BINDINGS;

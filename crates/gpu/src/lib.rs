@@ -7,7 +7,7 @@
 //! | `device`, `executor` | an opened card; its buffers, pipelines and launches |
 //! | `kernels` | the list of kernels; their WGSL is in `shaders/` |
 //! | `tensor`, `weights`, `lora`, `step` | what is on the card: rows of f32, packed matrices, adapters, the metadata of a step |
-//! | `linear`, `attention`, `rows` | the operations |
+//! | `linear`, `attention`, `rows`, `candidates` | the operations |
 //! | `heap`, `tables` | the adapters of all tones in one buffer; what launches look up by row |
 //! | `cards`, `info` | the cards of this machine |
 //!
@@ -23,6 +23,7 @@
 //! It has no backward yet: training runs on the CPU.
 
 pub mod attention;
+pub mod candidates;
 pub mod cards;
 pub mod device;
 mod executor;

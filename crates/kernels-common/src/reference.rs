@@ -1,5 +1,8 @@
 //! The slow, obvious version of every fast operation, in f64 over plain slices, for tests to compare with.
 
+use crate::candidates::Candidates;
+use std::cmp::Ordering;
+
 /// out[m][n] = sum over k of x[m][k] * w[n][k].
 pub fn linear(x: &[f32], w: &[f32], rows: usize, outputs: usize, inputs: usize) -> Vec<f64> {
     let mut out = vec![0f64; rows * outputs];
@@ -35,6 +38,27 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], past: usize, head_dim: usize) 
         }
     }
     out
+}
+
+/// The `count` most probable tokens of a row, by sorting all of it.
+pub fn candidates(row: &[f32], count: usize) -> Candidates {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if row.iter().any(|x| x.is_nan()) || !largest.is_finite() {
+        return Candidates::default();
+    }
+    let mut tokens: Vec<(u32, f32)> = (0u32..).zip(row.iter().copied()).collect();
+    // Numbers only, so an order always exists; -0 and +0 are equal.
+    tokens.sort_by(|a, b| {
+        b.1.partial_cmp(&a.1)
+            .unwrap_or(Ordering::Equal)
+            .then(a.0.cmp(&b.0))
+    });
+    tokens.truncate(count);
+    let sum: f64 = row.iter().map(|x| f64::from(x - largest).exp()).sum();
+    Candidates {
+        tokens,
+        log_sum: f64::from(largest) + sum.ln(),
+    }
 }
 
 /// y = x / sqrt(mean(x^2) + eps) * weight.

@@ -21,6 +21,7 @@
 //! | `activation` | | `swiglu`, `swiglu_backward` |
 //! | `kv` | [`KvCache`], [`RopeTable`] | `rope_store`, `attention`, and their backwards |
 //! | `loss` | | `cross_entropy` |
+//! | `candidates` | [`Candidates`], [`Search`] | `candidates`, `shares_memory` |
 //!
 //! Plain data, from `kernels-common`: `dtype` (types of values), `rows` (a step's metadata), `error`, `quantized` (source formats).
 //!
@@ -35,6 +36,7 @@ use ::gpu;
 use kernels_common::{dtype, error, quantized, rows};
 
 mod activation;
+mod candidates;
 mod cpu;
 mod device;
 mod host;
@@ -47,6 +49,7 @@ mod step;
 mod tensor;
 mod weights;
 
+pub use candidates::{Candidates, MOST_CANDIDATES, Search};
 pub use cpu::isa::Isa;
 pub use device::{Backend, Device, DeviceChoice};
 pub use dtype::{Compute, KvShape, KvType, LoraType, SourceType};

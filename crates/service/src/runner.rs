@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use engine::{Batch, Limits};
-use kernels::{BLOCK_TOKENS, Compute, KernelError, KvCache, KvType, Run, Span, Tensor};
+use engine::{Batch, Limits, Logits};
+use kernels::{
+    BLOCK_TOKENS, Compute, KernelError, KvCache, KvType, MOST_CANDIDATES, Run, Search, Span, Tensor,
+};
 use model::{Adapter, Buffers, Model, YieldPoint};
 
 use crate::compute_arbiter::ComputeArbiter;
@@ -38,6 +40,9 @@ pub struct ModelRunner {
     cache: KvCache,
     buffers: Buffers,
     logits: Tensor,
+    search: Search,
+    /// Rows of logits that are read whole.
+    whole: Tensor,
     priority: StepPriority,
 }
 
@@ -60,14 +65,42 @@ impl ModelRunner {
                 cache.blocks()
             );
         }
-        let (buffers, logits) = (Buffers::new(model.device()), model.device().tensor());
+        let device = model.device();
+        let (logits, whole) = (device.tensor(), device.tensor());
         Ok(ModelRunner {
-            model,
             cache,
-            buffers,
+            buffers: Buffers::new(device),
             logits,
+            search: device.search(),
+            whole,
+            model,
             priority,
         })
+    }
+
+    /// Reads the rows that the step computed: their candidates where whole rows would have to be copied from the device.
+    fn read_logits(&mut self, counts: &[usize], logits: &mut Logits) {
+        let device = self.model.device();
+        let few = |count: usize| (1..=MOST_CANDIDATES).contains(&count);
+        if device.shares_memory() || !counts.iter().any(|count| few(*count)) {
+            return self.logits.read_into(logits.whole());
+        }
+        let rows = || counts.iter().copied().enumerate();
+        let searched: Vec<(usize, usize)> = rows().filter(|(_, count)| few(*count)).collect();
+        let found = device.candidates(&mut self.search, &self.logits, &searched);
+        let mut found = found.into_iter().map(|found| engine::Candidates {
+            tokens: found.tokens,
+            log_sum: found.log_sum,
+        });
+        let each = rows().map(|(_, count)| if few(count) { found.next() } else { None });
+        let values = logits.mixed(each);
+        let whole = rows().filter(|(_, count)| !few(*count));
+        let whole: Vec<u32> = whole.map(|(row, _)| row as u32).collect();
+        if whole.is_empty() {
+            return values.clear();
+        }
+        device.gather_rows(&self.logits, &whole, &mut self.whole);
+        self.whole.read_into(values);
     }
 }
 
@@ -84,7 +117,7 @@ impl engine::Runner for ModelRunner {
         }
     }
 
-    fn run(&mut self, batch: &Batch<Adapter>, logits: &mut Vec<f32>) -> Result<(), String> {
+    fn run(&mut self, batch: &Batch<Adapter>, logits: &mut Logits) -> Result<(), String> {
         if let Some(fault) = self.model.device().fault() {
             return Err(fault);
         }
@@ -148,7 +181,7 @@ impl engine::Runner for ModelRunner {
         if let Some(fault) = self.model.device().fault() {
             return Err(fault);
         }
-        self.logits.read_into(logits);
+        self.read_logits(&batch.candidates, logits);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine::{Batch, Limits, Runner, SequenceRows};
+use engine::{Batch, Candidates, Limits, Logits, Runner, SequenceRows};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
@@ -38,6 +38,8 @@ pub struct StepSeen {
     pub tokens: Vec<u32>,
     /// Distinct adapters.
     pub slots: usize,
+    /// Rows of logits that it could give as candidates.
+    pub candidate_rows: usize,
 }
 
 /// A model without weights; see the module.
@@ -48,6 +50,7 @@ pub struct FakeModel {
     gate: Option<Arc<GateInner>>,
     row_time: Duration,
     step_time: Duration,
+    candidates: bool,
     seen: Arc<Mutex<Vec<StepSeen>>>,
 }
 
@@ -73,6 +76,7 @@ impl FakeModel {
             gate: None,
             row_time: Duration::ZERO,
             step_time: Duration::ZERO,
+            candidates: false,
             seen: Arc::default(),
         }
     }
@@ -88,6 +92,13 @@ impl FakeModel {
     #[must_use]
     pub fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
+        self
+    }
+
+    /// Gives no more of a row than the candidates that are needed, as a graphics card does.
+    #[must_use]
+    pub fn with_candidates(mut self) -> Self {
+        self.candidates = true;
         self
     }
 
@@ -195,6 +206,7 @@ impl FakeModel {
             sequences: batch.sequences.iter().map(|s| (s.past, s.rows)).collect(),
             tokens: batch.tokens.clone(),
             slots: batch.slots.len(),
+            candidate_rows: batch.candidates.iter().filter(|count| **count > 0).count(),
         };
         lock(&self.seen).push(step);
     }
@@ -207,7 +219,7 @@ impl Runner for FakeModel {
         self.limits
     }
 
-    fn run(&mut self, batch: &Batch<FakeAdapter>, logits: &mut Vec<f32>) -> Result<(), String> {
+    fn run(&mut self, batch: &Batch<FakeAdapter>, logits: &mut Logits) -> Result<(), String> {
         if let Some(gate) = &self.gate {
             gate.pass();
         }
@@ -232,22 +244,33 @@ impl Runner for FakeModel {
             chains.extend(self.attend(batch, sequence, &mut written));
         }
         assert_eq!(chains.len(), batch.rows(), "rows without a sequence");
-        logits.clear();
+        let whole = logits.whole();
+        whole.clear();
         for row in &batch.logit_rows {
             let chain = chains[*row as usize];
-            let first = logits.len();
-            logits.extend((0..self.limits.vocab_size).map(|id| logit(chain, id)));
+            let first = whole.len();
+            whole.extend((0..self.limits.vocab_size).map(|id| logit(chain, id)));
             for (token, _) in &self.faults {
-                logits[first + *token as usize] = f32::NEG_INFINITY;
+                whole[first + *token as usize] = f32::NEG_INFINITY;
             }
             if fault == Some(Fault::NotNumbers)
                 && self.fault_in(row_tokens(batch, *row)) == Some(Fault::NotNumbers)
             {
-                logits[first..].fill(f32::NAN);
+                whole[first..].fill(f32::NAN);
             }
         }
         if fault == Some(Fault::TooFewLogits) {
-            logits.pop();
+            whole.pop();
+        } else if self.candidates {
+            let values = std::mem::take(whole);
+            let rows = || values.chunks(self.limits.vocab_size).zip(&batch.candidates);
+            let chosen = rows().map(|(row, count)| (*count > 0).then(|| candidates(row, *count)));
+            let whole = logits.mixed(chosen);
+            whole.extend(
+                rows()
+                    .filter(|(_, count)| **count == 0)
+                    .flat_map(|(row, _)| row),
+            );
         }
         Ok(())
     }
@@ -262,6 +285,18 @@ fn row_tokens(batch: &Batch<FakeAdapter>, row: u32) -> &[u32] {
         .map(|s| s.first_row..s.first_row + s.rows);
     let mut rows = rows.filter(|rows| rows.contains(&row));
     rows.next().map_or(&[], |rows| &batch.tokens[rows])
+}
+
+/// The most probable tokens of a row, by sorting it.
+fn candidates(row: &[f32], count: usize) -> Candidates {
+    let log_sum = row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
+    if !log_sum.is_finite() {
+        return Candidates::default();
+    }
+    let mut tokens: Vec<(u32, f32)> = (0u32..).zip(row.iter().copied()).collect();
+    tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    tokens.truncate(count);
+    Candidates { tokens, log_sum }
 }
 
 fn adapter_mark<'a>(adapters: impl Iterator<Item = (&'a FakeAdapter, f32)>) -> u64 {

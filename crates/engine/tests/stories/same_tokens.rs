@@ -1,6 +1,6 @@
 //! The result of a request does not depend on the rest of its batch, on preemption, or on the chunks of its prompt.
 
-use engine::{EngineConfig, FinishReason, Request};
+use engine::{EngineConfig, FinishReason, Request, Sampling};
 use testkit::FakeModel;
 
 use crate::fixtures::{
@@ -85,6 +85,69 @@ fn tokens_are_the_same_alone_batched_preempted_and_in_any_chunks() {
         full_batches > 50,
         "only {full_batches} steps of 32 mixed tones"
     );
+}
+
+#[test]
+fn tokens_are_the_same_from_whole_rows_and_from_candidates() {
+    let mut dice = Dice::new(71);
+    let mut requests: Vec<Request> = (0..60).map(|_| dice.request()).collect();
+    for request in requests.iter_mut().skip(20) {
+        // Sampling without penalties and biases needs no whole row.
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            ..
+        } = request.sampling;
+        request.sampling = Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            ..Sampling::default()
+        };
+    }
+    let answers = |model: FakeModel| -> Vec<Answer> {
+        let (model, gate) = model.gated();
+        let handle = start(model, EngineConfig::default());
+        let stream = |request: &Request| handle.stream(request.clone()).unwrap();
+        let streams: Vec<_> = requests.iter().map(stream).collect();
+        gate.open();
+        streams.into_iter().map(collect).collect()
+    };
+    let model = FakeModel::new(limits(2000)).with_candidates();
+    let seen = model.seen();
+    let (few, whole) = (answers(model), answers(FakeModel::new(limits(2000))));
+    for ((request, few), whole) in requests.iter().zip(&few).zip(&whole) {
+        assert_eq!(few.ids(), whole.ids(), "{request:?}");
+        assert_eq!(few.finished.reason, whole.finished.reason);
+        let tokens = |answer: &Answer| -> Vec<(u32, f32)> {
+            let all = answer.prompt.iter().chain(&answer.tokens);
+            let all = all.flat_map(|token| {
+                let own = token.logprob.map(|logprob| (token.id, logprob));
+                own.into_iter().chain(token.top.iter().copied())
+            });
+            all.collect()
+        };
+        let (few, whole) = (tokens(few), tokens(whole));
+        assert_eq!(few.len(), whole.len(), "{request:?}");
+        for (few, whole) in few.iter().zip(&whole) {
+            assert!(
+                few.0 == whole.0 && (few.1 - whole.1).abs() < 1e-5,
+                "{request:?}"
+            );
+        }
+    }
+    let rows: usize = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|step| step.candidate_rows)
+        .sum();
+    assert!(rows > 500, "only {rows} rows as candidates");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! batch. They need a Vulkan driver; Mesa's llvmpipe is enough. `LORY_TEST_GPU=required` fails without one.
 
 mod attention;
+mod candidates;
 mod linear;
 mod lora;
 mod rows;

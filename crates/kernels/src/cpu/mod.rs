@@ -15,6 +15,7 @@ pub(crate) mod attention;
 pub(crate) mod backward;
 mod bandwidth;
 mod bf16;
+pub(crate) mod candidates;
 #[cfg(test)]
 pub(crate) mod check;
 pub(crate) mod device;

@@ -2,6 +2,7 @@
 //! not depend on the other rows of its batch.
 
 mod attention;
+mod candidates;
 mod lora;
 
 use crate::cpu::check::{Random, TYPES, random_bytes};

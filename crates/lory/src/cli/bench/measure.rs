@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Batch, Limits, Runner as _, SequenceRows};
+use engine::{Batch, Limits, Logits, Runner as _, SequenceRows};
 use formats::peft::{self, AdapterConfig, AdapterFile, Dtype, LoraPair, Module};
 use kernels::{KvType, LoraType};
 use model::{Adapter, Model};
@@ -74,7 +74,7 @@ pub(crate) struct Bench {
     adapters: Vec<Arc<Adapter>>,
     /// The PEFT folder of [`Case::AdapterLoad`].
     folder: tempfile::TempDir,
-    logits: Vec<f32>,
+    logits: Logits,
     random: SplitMix64,
 }
 
@@ -124,7 +124,7 @@ impl Bench {
             limits,
             adapters,
             folder,
-            logits: Vec::new(),
+            logits: Logits::default(),
             random,
         })
     }
@@ -270,6 +270,8 @@ impl Bench {
             });
             if logits {
                 batch.logit_rows.push((first_row + rows - 1) as u32);
+                // Greedy sampling.
+                batch.candidates.push(1);
             }
         }
         batch
