@@ -138,6 +138,12 @@ impl ModelSizes {
         }
     }
 
+    /// The type of a matrix in memory in a precision (default: as in the file), by its GGUF name.
+    pub fn type_in_memory(&self, name: &str, precision: Option<Precision>) -> Option<GgmlType> {
+        let matrix = self.matrices.iter().find(|matrix| matrix.name == name)?;
+        Some(Self::held(matrix, precision))
+    }
+
     /// Bytes of the weights as a backend packs them, in a precision (default: as in the file). Types that are not supported count as
     /// zero.
     pub fn weight_bytes(&self, backend: Backend, precision: Option<Precision>) -> u64 {

@@ -91,4 +91,7 @@ pub struct Plan {
     pub chosen: DevicePlan,
     /// The machine's other devices.
     pub others: Vec<DevicePlan>,
+    /// Why `auto` chose this device, if the machine has others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }

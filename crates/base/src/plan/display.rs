@@ -50,8 +50,12 @@ impl Plan {
     #[must_use]
     pub fn line(&self) -> String {
         let chosen = &self.chosen;
+        let why = self
+            .why
+            .as_ref()
+            .map_or(String::new(), |why| format!("; {why}"));
         format!(
-            "plan: {}: {}; {} at the peak",
+            "plan: {}: {}; {} at the peak{why}",
             chosen.device,
             parts(chosen),
             format_size(chosen.memory.peak())

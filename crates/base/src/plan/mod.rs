@@ -1,20 +1,24 @@
 //! Plans where a base runs, in which precision, and how much memory it needs, before anything is loaded.
 //!
-//! [`plan`] and [`plan_on`] are pure functions of a machine's profile and a model's sizes. [`plan`] chooses the CPU, and also plans
-//! for the machine's other devices, to show what they could do; [`plan_on`] is for a GPU that the user named.
+//! [`plan`], [`plan_on`] and [`plan_auto`] are pure functions of a machine's profile and a model's sizes. [`plan`] is for the CPU, and
+//! also plans for the machine's other devices, to show what they could do; [`plan_on`] is for a GPU that the user named, and
+//! [`plan_auto`] compares estimates of their speed.
 //!
-//! The precision that `auto` chooses depends on the memory that the machine has, never on what is free at the moment or on a
+//! The precision that `auto` chooses on a device depends on the memory that the machine has, never on what is free at the moment or on a
 //! measurement: the same command on the same machine always computes the same, and a training run can resume.
 
+mod auto;
 mod device_plan;
 mod display;
 mod hardware;
 mod request;
 mod rules;
 mod speed;
+mod synthetic;
 
 use model::ModelSizes;
 
+pub use auto::plan_auto;
 pub use device_plan::{DeviceKind, DevicePlan, MemoryPlan, Plan};
 pub use display::format_size;
 pub use hardware::{Gpu, HardwareProfile, Vendor};
@@ -32,13 +36,14 @@ pub struct InsufficientMemory {
     advice: String,
 }
 
-/// Decides how a model runs if the user names no device: on the CPU, until Lory was measured on GPUs.
+/// Decides how a model runs on the CPU.
 #[must_use]
 pub fn plan(hardware: &HardwareProfile, sizes: &ModelSizes, request: &PlanRequest) -> Plan {
     let on_gpu = |gpu| rules::on_gpu(gpu, hardware, sizes, request);
     Plan {
         chosen: rules::on_cpu(hardware, sizes, request),
         others: hardware.gpus.iter().map(on_gpu).collect(),
+        why: None,
     }
 }
 
@@ -53,6 +58,7 @@ pub fn plan_on(
     Plan {
         chosen: rules::on_gpu(gpu, hardware, sizes, request),
         others: vec![rules::on_cpu(hardware, sizes, request)],
+        why: None,
     }
 }
 

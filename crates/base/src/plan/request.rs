@@ -13,6 +13,8 @@ pub struct PlanRequest {
     pub adapter_memory: u64,
     /// Bytes for training next to serving. If it is `None`, the planner chooses; 0 where nothing is trained.
     pub train_memory: Option<u64>,
+    /// Whether it must be able to train, which a GPU cannot yet.
+    pub trains: bool,
     /// Most rows of a step.
     pub rows: usize,
     /// Most rows of a step that need logits.
@@ -27,6 +29,7 @@ impl Default for PlanRequest {
             kv_memory: 512 << 20,
             adapter_memory: 256 << 20,
             train_memory: None,
+            trains: false,
             rows: 256,
             logit_rows: 32,
         }

@@ -1,176 +1,187 @@
-//! Measures how fast this machine would answer: the matrix products of one token, on weights of the model's shapes.
+//! Measures how fast a device would answer: whole steps of one token, through the decoder that serves requests.
 //!
-//! The weights are synthetic, so no file is read. Copies of a layer are packed in the type that the plan chose, until a pass
-//! reads more than caches hold, and one row goes through all of them.
+//! The weights are synthetic, so no file is read. They are as many of the base's layers as caches do not hold, and a part of its
+//! head if that is large; the time of the others is scaled up.
 
 use std::time::{Duration, Instant};
 
-use formats::gguf::GgmlType;
 use formats::peft::Module;
-use kernels::{Compute, Device, KernelError, Projection, SourceType, Weights};
-use model::{ModelSizes, Precision};
+use kernels::{BLOCK_TOKENS, Compute, Device, KvType, Span};
+use model::{Batch, Buffers, Model, ModelError, ModelSizes, Precision};
 use serde::Serialize;
 
-/// The fewest bytes that a pass reads, so that they come from memory as a model's weights do.
+use super::synthetic::{self, Part, Synthetic};
+
+/// The fewest bytes of layers that a step reads, so that they come from memory as a model's weights do.
 const MIN_BYTES: usize = 192 << 20;
 /// The most bytes that a layer may take.
 const MAX_LAYER_BYTES: usize = 768 << 20;
-/// The shortest measurement.
-const MIN_DURATION: Duration = Duration::from_millis(300);
+/// The most bytes of the head.
+const MAX_HEAD_BYTES: usize = 64 << 20;
+/// Tokens in front of the one that is measured, as in `lory bench`.
+const PAST: usize = 128;
+/// The shortest measurement of steps.
+const MIN_DURATION: Duration = Duration::from_millis(400);
+/// The shortest measurement of a part of the head.
+const MIN_HEAD_DURATION: Duration = Duration::from_millis(100);
 
 /// The result of [`measure_speed`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeasuredSpeed {
-    /// Tokens per second of one answer, by its matrix products alone; attention over a long context adds time.
+    /// Tokens per second of one answer that follows a prompt of 128 tokens.
     pub tokens_per_s: f64,
-    /// Bytes of weights that a pass read.
+    /// Bytes of weights that a step read.
     pub bytes: usize,
     /// Duration of the measurement, in seconds.
     pub seconds: f64,
 }
 
-/// Measures one token's products for a model of these sizes in a precision. `None` if a layer alone is too large.
+/// Measures steps of one token for a model of these sizes in a precision. `None` if a layer alone is too large.
 ///
 /// # Errors
-/// The system has not enough memory.
+/// The device has not enough memory, or cannot run the model.
 pub fn measure_speed(
     device: &Device,
     sizes: &ModelSizes,
     precision: Option<Precision>,
-) -> Result<Option<MeasuredSpeed>, KernelError> {
-    let config = &sizes.config;
-    let Some(layers) = synthetic_layers(device, sizes, precision)? else {
+) -> Result<Option<MeasuredSpeed>, ModelError> {
+    let Some(part) = measured_part(device, sizes, precision) else {
         return Ok(None);
     };
-    // A token reads the head once; the time of a part of it is scaled up.
-    let head_source = source_in_memory(sizes, precision, "output.weight", config.hidden_size);
-    let head_rows = config.vocab_size.min(16_384);
-    let head = synthetic_weights(device, (head_rows, config.hidden_size, head_source), 99)?;
-
-    let mut workspace = device.workspace();
-    let mut row = |weights: &Weights| {
-        let x = device.zeros(1, weights.inputs());
-        let mut out = device.tensor();
-        let mut projections = [Projection {
-            weights,
-            bias: None,
-            lora: None,
-            out: &mut out,
-            accumulate: false,
-        }];
-        device.linear(&mut workspace, &x, None, &mut projections, Compute::Int8);
+    let weights = Synthetic::new(sizes, device.backend(), precision, part);
+    let model = Model::load(&weights, device.clone())?;
+    drop(weights);
+    let blocks: Vec<u32> = (0..part.positions.div_ceil(BLOCK_TOKENS) as u32).collect();
+    let mut cache = model
+        .new_cache(part.layers, blocks.len(), KvType::F16)
+        .map_err(no_memory)?;
+    let (mut buffers, mut logits) = (Buffers::new(device), device.tensor());
+    let span = Span {
+        first: 0,
+        rows: 1,
+        past: PAST,
+        blocks: &blocks,
     };
-    // Not timed: it touches every page.
-    let mut pass = |weights: &[Weights]| {
-        weights.iter().for_each(&mut row);
-        device.wait();
+    let token = Batch {
+        tokens: &[0],
+        spans: &[span],
+        runs: &[],
+        adapters: &[],
+        dropout: &[],
     };
-    pass(&layers.weights);
-    let (pass_seconds, pass_total) = time(MIN_DURATION, || pass(&layers.weights));
-    let (head_seconds, head_total) = time(MIN_DURATION / 3, || pass(std::slice::from_ref(&head)));
-    let layer_seconds = pass_seconds / layers.count as f64;
-    let whole_head_seconds = head_seconds * config.vocab_size as f64 / head_rows as f64;
-    Ok(Some(MeasuredSpeed {
-        tokens_per_s: 1.0 / (layer_seconds * config.layers as f64 + whole_head_seconds),
-        bytes: layers.bytes,
-        seconds: pass_total + head_total,
-    }))
-}
-
-/// Repeats `work` for at least `least`; returns the seconds of one repetition and of all.
-fn time(least: Duration, mut work: impl FnMut()) -> (f64, f64) {
-    let started = Instant::now();
-    let mut repetitions = 0u32;
-    while started.elapsed() < least {
-        work();
-        repetitions += 1;
-    }
-    let seconds = started.elapsed().as_secs_f64();
-    (seconds / f64::from(repetitions.max(1)), seconds)
-}
-
-/// The weights of some layers.
-struct SyntheticLayers {
-    count: usize,
-    weights: Vec<Weights>,
-    bytes: usize,
-}
-
-/// As many layers as a pass must read; `None` if a layer alone is too large.
-fn synthetic_layers(
-    device: &Device,
-    sizes: &ModelSizes,
-    precision: Option<Precision>,
-) -> Result<Option<SyntheticLayers>, KernelError> {
-    let shapes = Module::ALL.map(|module| {
-        let (inputs, outputs) = module.shape(&sizes.config);
-        let source = source_in_memory(sizes, precision, "blk.0.attn_q.weight", inputs);
-        (outputs, inputs, source)
-    });
-    let bytes_of = |(outputs, inputs, source): (usize, usize, SourceType)| {
-        let bytes = device.backend().packed_bytes(source, outputs, inputs);
-        bytes.unwrap_or(0) as usize
-    };
-    let layer_bytes: usize = shapes.into_iter().map(bytes_of).sum();
-    if layer_bytes == 0 || layer_bytes > MAX_LAYER_BYTES {
-        return Ok(None);
-    }
-    let count = MIN_BYTES
-        .div_ceil(layer_bytes)
-        .clamp(1, sizes.config.layers);
-    let mut weights = Vec::new();
-    for layer in 0..count {
-        for shape in shapes {
-            weights.push(synthetic_weights(device, shape, layer as u64)?);
+    let (mut search, mut row) = (device.search(), Vec::new());
+    let step = time(MIN_DURATION, || {
+        model.forward(
+            token,
+            &mut cache,
+            &mut buffers,
+            &[0],
+            Compute::Int8,
+            &mut logits,
+        );
+        match device.shares_memory() {
+            true => logits.read_into(&mut row),
+            false => drop(device.candidates(&mut search, &logits, &[(0, 1)])),
         }
+    });
+    let (mut seconds, mut measured) = (step.median, step.total);
+    let all = (sizes.config.layers, sizes.config.vocab_size);
+    if (part.layers, part.vocab_size) != all {
+        let (x, mut workspace) = (
+            device.zeros(1, sizes.config.hidden_size),
+            device.workspace(),
+        );
+        let head = time(MIN_HEAD_DURATION, || {
+            model.project_head(&x, &mut workspace, Compute::Int8, &mut logits);
+            device.wait();
+        });
+        let layer = (step.median - head.median).max(0.0) / part.layers as f64;
+        let head_parts = all.1 as f64 / part.vocab_size as f64;
+        seconds = layer * all.0 as f64 + head.median * head_parts;
+        measured += head.total;
     }
-    Ok(Some(SyntheticLayers {
-        count,
-        weights,
-        bytes: count * layer_bytes,
+    Ok(Some(MeasuredSpeed {
+        tokens_per_s: 1.0 / seconds,
+        bytes: model.weight_bytes(),
+        seconds: measured,
     }))
 }
 
-/// The type of the matrix `name` in memory.
-fn source_in_memory(
+fn no_memory(source: kernels::KernelError) -> ModelError {
+    ModelError::Kernel {
+        origin: "the measured model".to_owned(),
+        name: "keys and values".to_owned(),
+        source,
+    }
+}
+
+/// As many layers as a step must read, and as much of the head as it may; `None` if a layer alone is too large.
+fn measured_part(
+    device: &Device,
     sizes: &ModelSizes,
     precision: Option<Precision>,
-    name: &str,
-    inputs: usize,
-) -> SourceType {
-    let in_file = sizes.types().first().copied().unwrap_or(GgmlType::BF16);
-    let dtype = precision.map_or(in_file, |p| p.held(name, in_file, inputs));
-    source(dtype, inputs)
+) -> Option<Part> {
+    let (config, backend) = (&sizes.config, device.backend());
+    let bytes = |name: &str, inputs: usize, outputs: usize| -> usize {
+        let dtype = synthetic::type_in_memory(sizes, backend, precision, name, inputs);
+        let source = model::source_type(dtype);
+        let packed = source.and_then(|source| backend.packed_bytes(source, outputs, inputs));
+        packed.map_or(0, |bytes| bytes as usize)
+    };
+    let layer: usize = Module::ALL
+        .into_iter()
+        .map(|module| {
+            let (inputs, outputs) = module.shape(config);
+            bytes(&synthetic::matrix_name(0, module), inputs, outputs)
+        })
+        .sum();
+    if layer == 0 || layer > MAX_LAYER_BYTES {
+        return None;
+    }
+    let head = match config.tie_word_embeddings {
+        true => "token_embd.weight",
+        false => "output.weight",
+    };
+    // Of 1024 rows, so that padding counts little.
+    let head_row = bytes(head, config.hidden_size, 1024) / 1024;
+    let rows = MAX_HEAD_BYTES / head_row.max(1) / 16 * 16;
+    Some(Part {
+        layers: MIN_BYTES.div_ceil(layer).clamp(1, config.layers),
+        vocab_size: config.vocab_size.min(rows.max(16)),
+        positions: PAST + BLOCK_TOKENS,
+    })
 }
 
-/// The kernels' name of a type. Rows that are not whole blocks of it count as f16, which takes as long.
-fn source(dtype: GgmlType, inputs: usize) -> SourceType {
-    let source = model::source_type(dtype).unwrap_or(SourceType::F16);
-    if inputs.is_multiple_of(source.block_values()) {
-        source
-    } else {
-        SourceType::F16
-    }
+/// How long something takes.
+struct Timed {
+    /// Seconds of the median repetition.
+    median: f64,
+    /// Seconds of all.
+    total: f64,
 }
 
-/// Weights of a shape that are nearly all 0. Zero bytes are zeros in every type, and take as long as other values.
-fn synthetic_weights(
-    device: &Device,
-    (outputs, inputs, source): (usize, usize, SourceType),
-    seed: u64,
-) -> Result<Weights, KernelError> {
-    let bytes = inputs / source.block_values() * source.block_bytes() * outputs;
-    let mut data = vec![0u8; bytes];
-    // Pages differ, so that the system cannot share them.
-    for (i, page) in data.chunks_mut(4096).enumerate() {
-        page[0] = (seed as u8).wrapping_add(i as u8) & 0x0f;
+/// Repeats `work` for at least `least` and three times, after one repetition that touches every page.
+fn time(least: Duration, mut work: impl FnMut()) -> Timed {
+    work();
+    let started = Instant::now();
+    let mut seconds = Vec::new();
+    while started.elapsed() < least || seconds.len() < 3 {
+        let from = Instant::now();
+        work();
+        seconds.push(from.elapsed().as_secs_f64());
     }
-    device.pack(source, &data, (outputs, inputs), None)
+    let total = started.elapsed().as_secs_f64();
+    seconds.sort_unstable_by(f64::total_cmp);
+    Timed {
+        median: seconds[seconds.len() / 2],
+        total,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use formats::gguf::GgmlType;
     use kernels::DeviceChoice;
     use testkit::tiny::tiny_config;
 
@@ -181,6 +192,20 @@ mod tests {
         for precision in Precision::ALL.map(Some).into_iter().chain([None]) {
             let probe = measure_speed(&device, &sizes, precision).unwrap().unwrap();
             assert!(probe.tokens_per_s > 0.0 && probe.bytes > 0, "{precision:?}");
+        }
+    }
+
+    #[test]
+    fn the_measured_model_has_the_weights_of_the_base() {
+        let device = Device::open(DeviceChoice::Cpu { threads: Some(1) }).unwrap();
+        let mut config = tiny_config();
+        // Every part that a family may have.
+        (config.qkv_bias, config.qk_norm, config.tie_word_embeddings) = (true, true, false);
+        let sizes = ModelSizes::imagined(&config, GgmlType::BF16);
+        for precision in Precision::ALL.map(Some) {
+            let probe = measure_speed(&device, &sizes, precision).unwrap().unwrap();
+            let bytes = sizes.weight_bytes(device.backend(), precision);
+            assert_eq!(probe.bytes as u64, bytes, "{precision:?}");
         }
     }
 }

@@ -354,3 +354,100 @@ fn chosen_training_memory_refuses_no_start() {
     assert!(plan.chosen.memory.peak() > 20 * GIB);
     plan.check(&busy, &sizes, &request).unwrap();
 }
+
+/// The device that is chosen and why, with speeds by device.
+fn chosen(
+    hardware: &HardwareProfile,
+    request: &PlanRequest,
+    speeds: &[(&str, f64)],
+) -> (String, Option<String>) {
+    let sizes = ModelSizes::imagined(&llama_8b(), GgmlType::BF16);
+    let plan = plan_auto(hardware, &sizes, request, |plan| {
+        let device = plan.device.to_string();
+        let found = speeds.iter().find(|(name, _)| *name == device);
+        found
+            .map(|(_, speed)| *speed)
+            .ok_or("the driver refused".to_owned())
+    });
+    (plan.chosen.device.to_string(), plan.why)
+}
+
+#[test]
+fn auto_chooses_the_gpu_that_is_estimated_to_be_faster_and_has_the_reason_in_the_line() {
+    let card = |name: &str, memory| Gpu {
+        device: Some(name.to_owned()),
+        ..gpu(Vendor::Nvidia, Some(memory))
+    };
+    let request = PlanRequest::default();
+    let two = machine(
+        64 * GB,
+        vec![card("vulkan:0", 24 * GIB), card("vulkan:1", 24 * GIB)],
+    );
+    let speeds = [("vulkan:0", 70.0), ("vulkan:1", 90.0), ("cpu", 8.0)];
+    let (device, why) = chosen(&two, &request, &speeds);
+    assert_eq!(device, "vulkan:1");
+    assert_eq!(
+        why.unwrap(),
+        "vulkan:1 answers at about 90.0 tokens/s, cpu at 8.0; training needs --device cpu"
+    );
+    // A slow one, one that the driver refuses, and one without memory.
+    let slow = [("vulkan:0", 6.0), ("cpu", 8.0)];
+    let (device, why) = chosen(&two, &request, &slow);
+    assert_eq!(device, "cpu");
+    assert_eq!(
+        why.unwrap(),
+        "not vulkan:1: the driver refused; vulkan:0 answers at about 6.0 tokens/s, cpu at 8.0"
+    );
+    let small = machine(64 * GB, vec![card("vulkan:0", GIB)]);
+    let (device, why) = chosen(&small, &request, &speeds);
+    assert_eq!(
+        (&*device, &*why.unwrap()),
+        ("cpu", "not vulkan:0: its free memory is too small")
+    );
+    let taken = Gpu {
+        free: Some(GIB),
+        ..card("vulkan:0", 24 * GIB)
+    };
+    assert_eq!(
+        chosen(&machine(64 * GB, vec![taken]), &request, &speeds).0,
+        "cpu"
+    );
+    let no_driver = machine(64 * GB, vec![gpu(Vendor::Nvidia, Some(24 * GIB))]);
+    let (device, why) = chosen(&no_driver, &request, &speeds);
+    assert_eq!(device, "cpu");
+    assert_eq!(
+        why.unwrap(),
+        "not Nvidia: no Vulkan or Metal driver offers it"
+    );
+    let integrated = Gpu {
+        unified: true,
+        ..card("vulkan:0", 24 * GIB)
+    };
+    assert_eq!(
+        chosen(&machine(64 * GB, vec![integrated]), &request, &speeds).0,
+        "cpu"
+    );
+    // What must train stays on the CPU, and what does not fit there leaves it.
+    let trains = PlanRequest {
+        trains: true,
+        ..request
+    };
+    assert_eq!(chosen(&two, &trains, &speeds).0, "cpu");
+    let little = machine(4 * GB, vec![card("vulkan:0", 24 * GIB)]);
+    let (device, why) = chosen(&little, &request, &speeds);
+    assert_eq!(device, "vulkan:0");
+    assert!(why.unwrap().contains("cpu: does not fit"));
+}
+
+#[test]
+fn auto_never_chooses_software_and_measures_nothing_for_it() {
+    let software = Gpu {
+        device: Some("vulkan:0".to_owned()),
+        software: true,
+        ..gpu(Vendor::Other, Some(64 * GIB))
+    };
+    let speeds = [("vulkan:0", 1e6), ("cpu", 1.0)];
+    let hardware = machine(64 * GB, vec![software]);
+    let (device, why) = chosen(&hardware, &PlanRequest::default(), &speeds);
+    assert_eq!((&*device, why), ("cpu", None));
+}

@@ -55,7 +55,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let titles = titles(&catalog.personas());
     let planned = located.plan(
         &args.precision,
-        args.device.choice(None),
+        args.device.requested(None),
         PlanRequest::default(),
     )?;
     let settings = with_home_folders(Settings {

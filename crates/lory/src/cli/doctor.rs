@@ -21,8 +21,8 @@ use base::{BaseFiles, BaseText};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 With --base, the plan has the device, the precision, the memory and the expected speed, each with its reason. The speed is
-measured for half a second on matrix products with the base's shapes, for one answer; attention over a long context is not
-included. The base is not loaded. GPUs have the names that --device takes; those without a driver have none.
+measured for half a second on steps of one answer after 128 tokens, as `lory bench --rows 1` runs them, with random weights of the
+base's shapes. The base is not loaded. GPUs have the names that --device takes; those without a driver have none.
 
 Examples:
   lory doctor
@@ -100,14 +100,8 @@ fn plan_base(
         train_memory: args.train_memory.map(|size| size.as_u64()),
         ..PlanRequest::default()
     };
-    let device = args.device.choice(None);
-    let plan = match device {
-        DeviceChoice::Cpu { .. } => plan::plan(hardware, &sizes, &demand),
-        DeviceChoice::Gpu { api, index } => {
-            let gpu = Device::find_gpu(api, index)?.into();
-            plan::plan_on(&gpu, hardware, &sizes, &demand)
-        }
-    };
+    let requested = args.device.requested(None);
+    let (plan, device) = requested.plan(hardware, &sizes, &demand)?;
     let refused = plan.check(hardware, &sizes, &demand).err();
     let probe = match (args.no_probe, &refused) {
         (false, None) => measure(device, &sizes, plan.chosen.precision)?,
@@ -123,11 +117,14 @@ fn plan_base(
     );
     if let Some(probe) = probe {
         text += &format!(
-            "  speed      about {:.1} tokens/s for one answer (measured for {:.1} s on {} of weights)\n",
+            "  speed      about {:.1} tokens/s for one answer after 128 tokens (measured for {:.1} s on {} of weights)\n",
             probe.tokens_per_s,
             probe.seconds,
             format_size(probe.bytes as u64),
         );
+    }
+    if let Some(why) = &plan.why {
+        text += &format!("  device     {why}\n");
     }
     for other in &plan.others {
         text += &format!("\n{}", other.lines());

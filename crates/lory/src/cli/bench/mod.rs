@@ -100,7 +100,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let located = args.base.locate()?;
     let choice = args
         .device
-        .choice(args.threads.map(|threads| threads as usize));
+        .requested(args.threads.map(|threads| threads as usize));
     let planned = located.plan(&args.precision, choice, PlanRequest::default())?;
     let device = Device::open(planned.device)?;
     // Only the weights are loaded, so a base without a tokenizer can be measured too.

@@ -10,7 +10,7 @@ use service::Settings;
 
 use base::home::Home;
 use base::hub::{self, HubSettings, PullSource, RepositoryId, RepositoryKind};
-use base::plan::{self, HardwareProfile, PlanRequest};
+use base::plan::{self, DeviceKind, DevicePlan, HardwareProfile, Plan, PlanRequest};
 use base::progress::Progress;
 use base::quant_cache::QuantCache;
 use base::{BaseFiles, BaseText, LoadOptions, files};
@@ -40,33 +40,106 @@ pub(crate) struct PrecisionArgs {
 /// `--device`, for every command that runs a base without training it.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// The device that runs the base: auto, cpu, or a GPU as `lory doctor` lists it, such as vulkan:0 or metal:0. auto is the
-    /// CPU; training always runs on the CPU
+    /// The device that runs the base: auto, cpu, or a GPU as `lory doctor` lists it, such as vulkan:0 or metal:0. auto measures
+    /// the machine's GPUs, if it has any, and takes the fastest device; training always runs on the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
-    device: DeviceChoice,
+    device: Named,
+}
+
+/// The device that the user named; none for `auto`.
+#[derive(Debug, Clone, Copy)]
+struct Named(Option<DeviceChoice>);
+
+/// The device that is requested.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestedDevice {
+    named: Named,
+    /// Threads of the CPU, if it runs there; default: all.
+    threads: Option<usize>,
 }
 
 impl DeviceArgs {
     /// The device, with `threads` threads if it is the CPU.
-    pub fn choice(&self, threads: Option<usize>) -> DeviceChoice {
-        match self.device {
-            DeviceChoice::Cpu { .. } => DeviceChoice::Cpu { threads },
-            gpu => gpu,
+    pub fn requested(&self, threads: Option<usize>) -> RequestedDevice {
+        RequestedDevice {
+            named: self.device,
+            threads,
         }
     }
 }
 
-/// Parses `--device`.
-fn device(text: &str) -> Result<DeviceChoice, String> {
-    if text == "auto" || text == "cpu" {
-        return Ok(DeviceChoice::default());
+impl RequestedDevice {
+    /// The CPU with all threads.
+    pub const CPU: RequestedDevice = RequestedDevice {
+        named: Named(Some(DeviceChoice::Cpu { threads: None })),
+        threads: None,
+    };
+
+    /// Whether GPUs are compared with the CPU.
+    pub fn is_auto(self) -> bool {
+        self.named.0.is_none()
     }
-    let named = text.split_once(':').and_then(|(name, number)| {
-        let api = GpuApi::ALL.into_iter().find(|api| api.name() == name)?;
-        let index = number.parse().ok()?;
-        Some(DeviceChoice::Gpu { api, index })
-    });
-    named.ok_or_else(known_devices)
+
+    /// Plans how a base runs. `auto` measures the devices if there is a GPU that it could choose.
+    ///
+    /// # Errors
+    /// There is no such GPU.
+    pub fn plan(
+        self,
+        hardware: &HardwareProfile,
+        sizes: &ModelSizes,
+        demand: &PlanRequest,
+    ) -> anyhow::Result<(Plan, DeviceChoice)> {
+        let plan = match self.named.0 {
+            Some(DeviceChoice::Cpu { .. }) => plan::plan(hardware, sizes, demand),
+            Some(DeviceChoice::Gpu { api, index }) => {
+                let gpu = Device::find_gpu(api, index)?.into();
+                plan::plan_on(&gpu, hardware, sizes, demand)
+            }
+            None => plan::plan_auto(hardware, sizes, demand, |plan| self.speed(plan, sizes)),
+        };
+        let choice = self.choice(&plan.chosen.device);
+        Ok((plan, choice))
+    }
+
+    fn choice(self, device: &DeviceKind) -> DeviceChoice {
+        let gpu = match device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Gpu(name) => gpu(name),
+        };
+        gpu.unwrap_or(DeviceChoice::Cpu {
+            threads: self.threads,
+        })
+    }
+
+    /// Tokens per second of one answer on a device.
+    fn speed(self, plan: &DevicePlan, sizes: &ModelSizes) -> Result<f64, String> {
+        let mut progress = Progress::stderr();
+        progress.spin(&format!("Measuring {}", plan.device));
+        let device = Device::open(self.choice(&plan.device)).map_err(|e| e.to_string())?;
+        let speed = plan::measure_speed(&device, sizes, plan.precision);
+        progress.clear();
+        let speed = speed.map_err(|error| error.to_string())?;
+        let speed = speed.ok_or("a layer is too large to be measured")?;
+        Ok(speed.tokens_per_s)
+    }
+}
+
+/// Parses `--device`.
+fn device(text: &str) -> Result<Named, String> {
+    match text {
+        "auto" => Ok(Named(None)),
+        "cpu" => Ok(Named(Some(DeviceChoice::default()))),
+        _ => Ok(Named(Some(gpu(text).ok_or_else(known_devices)?))),
+    }
+}
+
+/// A GPU by the name that `lory doctor` lists.
+fn gpu(name: &str) -> Option<DeviceChoice> {
+    let (api, number) = name.split_once(':')?;
+    let api = GpuApi::ALL.into_iter().find(|known| known.name() == api)?;
+    let index = number.parse().ok()?;
+    Some(DeviceChoice::Gpu { api, index })
 }
 
 /// What `--device` takes on this machine.
@@ -211,22 +284,20 @@ impl Located {
     pub fn plan(
         &self,
         precision: &PrecisionArgs,
-        device: DeviceChoice,
+        device: RequestedDevice,
         demand: PlanRequest,
     ) -> anyhow::Result<Planned> {
-        let hardware = HardwareProfile::of_this_machine()?;
+        let mut hardware = HardwareProfile::of_this_machine()?;
+        // Drivers are loaded only if the system lists a GPU.
+        if device.is_auto() && !hardware.gpus.is_empty() {
+            hardware = hardware.with_drivers();
+        }
         let sizes = ModelSizes::of(BaseFiles::open(&self.path)?.checkpoint())?;
         let demand = PlanRequest {
             precision: precision.requested(),
             ..demand
         };
-        let plan = match device {
-            DeviceChoice::Cpu { .. } => plan::plan(&hardware, &sizes, &demand),
-            DeviceChoice::Gpu { api, index } => {
-                let gpu = Device::find_gpu(api, index)?.into();
-                plan::plan_on(&gpu, &hardware, &sizes, &demand)
-            }
-        };
+        let (plan, device) = device.plan(&hardware, &sizes, &demand)?;
         plan.check(&hardware, &sizes, &demand)
             .with_context(|| format!("--base {} does not fit", self.path.display()))?;
         Ok(Planned {
@@ -250,7 +321,7 @@ impl Located {
         precision: &PrecisionArgs,
         device: &DeviceArgs,
     ) -> anyhow::Result<Settings> {
-        let planned = self.plan(precision, device.choice(None), PlanRequest::default())?;
+        let planned = self.plan(precision, device.requested(None), PlanRequest::default())?;
         Ok(Settings {
             load: planned.load,
             device: planned.device,

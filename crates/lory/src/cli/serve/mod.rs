@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 
 use base::home::Home;
+use base::plan::PlanRequest;
 use service::compute_arbiter::ComputeArbiter;
 use service::runner::StepPriority;
 use service::{ModelAlias, Service, Settings};
@@ -163,8 +164,12 @@ pub(crate) fn run(args: Args, config: Option<&Path>) -> anyhow::Result<ExitStatu
             let located = args.base.locate()?;
             let planned = located.plan(
                 &args.precision,
-                args.device.choice(None),
-                args.engine.demand(train_memory),
+                args.device.requested(None),
+                PlanRequest {
+                    // A flag for training asks for a device that trains.
+                    trains: args.training.jobs_dir.is_some() || train_memory.is_some(),
+                    ..args.engine.demand(train_memory)
+                },
             )?;
             eprintln!("{}", planned.line);
             let settings = Settings {

@@ -33,9 +33,8 @@ use jobs::training::plan::Plan;
 use jobs::training::{Target, learner};
 
 use crate::cli::exit::ExitStatus;
-use kernels::DeviceChoice;
 
-use crate::cli::flags::base::{BaseArgs, Located, PrecisionArgs, open_device};
+use crate::cli::flags::base::{BaseArgs, Located, PrecisionArgs, RequestedDevice, open_device};
 use crate::cli::flags::dataset::{ColumnsArgs, notes};
 use crate::cli::flags::personas::PersonasArgs;
 use crate::cli::flags::units::memory_size;
@@ -194,7 +193,7 @@ fn open_base(located: &Located, precision: &PrecisionArgs) -> anyhow::Result<Bas
         logit_rows: 0,
         ..PlanRequest::default()
     };
-    let planned = located.plan(precision, DeviceChoice::default(), no_serving)?;
+    let planned = located.plan(precision, RequestedDevice::CPU, no_serving)?;
     eprintln!("{}", planned.line);
     let name = located.name.as_deref();
     Ok(Base::open_with(
