@@ -5,8 +5,13 @@ use std::path::{Path, PathBuf};
 use crate::evaluation_results::ResultError;
 use auth::{AuthError, QuotaExceeded};
 use service::{NameError, PublishError};
+use train::TrainError;
 
 use crate::records::job::JobStatus;
+
+/// The message for clients about files that only the server knows.
+pub(crate) const SERVER_FILES: &str =
+    "the server cannot read or write its files; its log has the reason";
 
 /// Why a request about files, jobs or evaluations fails.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +168,7 @@ impl JobError {
             JobError::Io { .. }
             | JobError::Damaged { .. }
             | JobError::Results(ResultError::Io { .. } | ResultError::Broken { .. }) => {
-                "the server cannot read or write its files; its log has the reason".to_owned()
+                SERVER_FILES.to_owned()
             }
             JobError::Publish(error) => error.client_message(),
             _ => self.to_string(),
@@ -180,6 +185,21 @@ impl JobError {
             JobError::Rows(_) | JobError::FileTooLarge { .. } => Some("file"),
             _ => None,
         }
+    }
+}
+
+/// The message of a run's error for clients, who have no files of the run but the rows.
+pub(crate) fn train_message(error: &TrainError) -> String {
+    match error {
+        TrainError::Write { .. } => SERVER_FILES.to_owned(),
+        TrainError::CheckpointBroken { .. } => {
+            "the job's checkpoint is damaged; create the job again".to_owned()
+        }
+        TrainError::CheckpointDiffers { differences, .. } => format!(
+            "the job's checkpoint is of another run: {}; create the job again",
+            differences.join("; ")
+        ),
+        error => error.to_string(),
     }
 }
 

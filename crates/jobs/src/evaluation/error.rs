@@ -6,7 +6,7 @@ use service::{RequestError, ServiceStartError};
 use train::TrainError;
 use train::dataset::RowLocation;
 
-use crate::error::{EvaluationMemoryError, JobError};
+use crate::error::{EvaluationMemoryError, JobError, SERVER_FILES, train_message};
 use crate::evaluation_results::ResultError;
 
 /// Why an evaluation has no result.
@@ -68,4 +68,27 @@ pub enum EvaluationError {
     /// The result cannot be stored.
     #[error(transparent)]
     Results(#[from] ResultError),
+}
+
+impl EvaluationError {
+    /// The message for clients, without files of the server.
+    #[must_use]
+    pub fn client_message(&self) -> String {
+        match self {
+            EvaluationError::Train(error) => train_message(error),
+            EvaluationError::Adapter(error) => error.client_message(),
+            EvaluationError::Question { row, source } => {
+                format!("{row}: {}", source.client_message())
+            }
+            EvaluationError::Answer(error) => error.client_message(),
+            EvaluationError::File(error) => error.client_message(),
+            EvaluationError::Start(_) => {
+                "the server cannot run the evaluation; its log has the reason".to_owned()
+            }
+            EvaluationError::Results(ResultError::Io { .. } | ResultError::Broken { .. }) => {
+                SERVER_FILES.to_owned()
+            }
+            error => error.to_string(),
+        }
+    }
 }

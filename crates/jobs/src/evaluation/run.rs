@@ -37,7 +37,7 @@ pub(crate) fn run(
     match catch_unwind(AssertUnwindSafe(evaluate)) {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(error)) => {
-            let message = without_paths(queue, evaluation, error.to_string());
+            let message = client_message(queue, evaluation, &error);
             let code = match error {
                 EvaluationError::Memory(_) => "out_of_memory",
                 _ => "evaluation_failed",
@@ -51,8 +51,21 @@ pub(crate) fn run(
     }
 }
 
-/// `message` without the paths of the personas' own rows and the folders of this machine, which clients must not see.
-fn without_paths(queue: &JobsState, evaluation: &Evaluation, mut message: String) -> ClientMessage {
+/// The message of `error` with the client's name of the file, and without the paths of the personas' own rows.
+fn client_message(
+    queue: &JobsState,
+    evaluation: &Evaluation,
+    error: &EvaluationError,
+) -> ClientMessage {
+    tracing::warn!("evaluation {}: {error}", evaluation.id);
+    let mut message = error.client_message();
+    let file = evaluation.file.iter().flat_map(|id| {
+        let found = queue.files.find(&Viewer::everybody(), id, "file");
+        found.map(|file| (queue.files.path(&file), file.filename))
+    });
+    for (path, name) in file {
+        message = message.replace(&path.display().to_string(), &name);
+    }
     let personas = queue.service.personas();
     for pinned in &evaluation.personas {
         let part = spec::parse(pinned)

@@ -4,7 +4,7 @@ use formats::peft::PeftError;
 use registry::{ReadError, VariableError};
 use train::TrainError;
 
-use crate::error::JobError;
+use crate::error::{JobError, SERVER_FILES, train_message};
 use crate::evaluation::EvaluationError;
 use crate::training::folder::WriteFolderError;
 
@@ -46,11 +46,10 @@ impl RunError {
     /// The message for clients. Files of the server are the operator's business.
     pub fn client_message(&self) -> String {
         match self {
+            RunError::Train(error) => train_message(error),
+            RunError::Evaluation(error) => error.client_message(),
             RunError::StartAdapter(error) => error.client_message(),
-            RunError::WriteAdapter(_) | RunError::Adapter(_) => {
-                "the server cannot write or read the adapter's files; its log has the reason"
-                    .to_owned()
-            }
+            RunError::WriteAdapter(_) | RunError::Adapter(_) => SERVER_FILES.to_owned(),
             RunError::Job(error) => error.client_message(),
             error => error.to_string(),
         }
@@ -111,6 +110,14 @@ mod tests {
                 RunError::from(WriteFolderError::Io(io())),
                 RunError::from(WriteFolderError::Peft(peft())),
                 RunError::from(peft()),
+                RunError::from(TrainError::Write {
+                    path: path.into(),
+                    source: io(),
+                }),
+                RunError::from(EvaluationError::Train(TrainError::Write {
+                    path: path.into(),
+                    source: io(),
+                })),
                 RunError::from(JobError::io(std::path::Path::new(path))(io())),
             ] {
                 let message = error.client_message();
