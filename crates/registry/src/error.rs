@@ -33,8 +33,23 @@ pub enum PersonaError {
         /// The folder.
         path: PathBuf,
     },
+    /// The path of an adapter, where nothing is.
+    #[error("{}: no such folder", path.display())]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path of an adapter, which is a file.
+    #[error("{}: is a file; name the folder that has adapter_config.json", path.display())]
+    NotFolder {
+        /// The file.
+        path: PathBuf,
+    },
     /// A folder without an adapter.
-    #[error("{}: has no adapter: adapter_config.json is missing there and in its folder adapter", path.display())]
+    #[error(
+        "{}: has no adapter: adapter_config.json is missing there and in its folder adapter; name the folder that has adapter_config.json",
+        path.display()
+    )]
     NoAdapter {
         /// The folder.
         path: PathBuf,

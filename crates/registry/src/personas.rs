@@ -144,12 +144,17 @@ impl Personas {
         let name: String = name.chars().map(allowed).take(MAX_PERSONA_NAME).collect();
         let name = name.trim_start_matches(['-', '_']);
         let name = if name.is_empty() { "adapter" } else { name };
-        let persona = read_folder(dir, name)?;
-        match persona.adapter {
-            Some(_) => Ok(persona),
-            None => Err(PersonaError::NoAdapter {
-                path: dir.to_owned(),
-            }),
+        let path = dir.to_owned();
+        if !dir.exists() {
+            return Err(PersonaError::NoFolder { path });
+        }
+        if !dir.is_dir() {
+            return Err(PersonaError::NotFolder { path });
+        }
+        match read_folder(dir, name) {
+            Ok(persona) if persona.adapter.is_some() => Ok(persona),
+            Ok(_) | Err(PersonaError::NoFile { .. }) => Err(PersonaError::NoAdapter { path }),
+            Err(error) => Err(error),
         }
     }
 
@@ -486,6 +491,25 @@ mod tests {
         assert_eq!(find(Some(1)).unwrap().version, 1);
         let error = find(Some(3)).unwrap_err().to_string();
         assert_eq!(error, "persona `a` has no version 3; there are 1, 2");
+    }
+
+    #[test]
+    fn path_without_an_adapter_is_reported_as_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "").unwrap();
+        std::fs::create_dir(path("empty")).unwrap();
+        for (name, expected) in [
+            ("gone", "gone: no such folder"),
+            (
+                "file",
+                "file: is a file; name the folder that has adapter_config.json",
+            ),
+            ("empty", "empty: has no adapter"),
+        ] {
+            let message = Personas::of_adapter(&path(name)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

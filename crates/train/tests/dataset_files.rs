@@ -157,7 +157,17 @@ fn broken_records_of_other_layouts_are_reported_by_line() {
         (
             "rows.csv",
             "prompt,completion\n",
-            "rows.csv: the file holds no rows",
+            "rows.csv: the file holds no rows: it has only the line of the columns' names; write a row",
+        ),
+        (
+            "rows.csv",
+            "",
+            "rows.csv: the file holds no rows: it is empty; write the names of the columns",
+        ),
+        (
+            "rows.jsonl",
+            "{\"question\":\"p\",\"answer\":\"c\"}",
+            "on the command line as --column instruction=question",
         ),
         (
             "rows.json",
@@ -454,6 +464,7 @@ fn published_pairs_are_read() {
         r#"{"conversations":[{"from":"human","value":"q"}],"chosen":{"from":"gpt","value":"a"},"rejected":{"from":"gpt","value":"b"}}"#.to_owned(),
         r#"{"instruction":"q","input":"","chosen":"a","rejected":"b"}"#.to_owned(),
         r#"{"messages":null,"prompt":"q","chosen":"a","rejected":"b"}"#.to_owned(),
+        r#"{"question":"q","chosen":"a","rejected":"b"}"#.to_owned(),
         // HH-RLHF's transcripts, with and without a prompt.
         r#"{"chosen":"\n\nHuman: q\n\nAssistant: a","rejected":"\n\nHuman: q\n\nAssistant: b"}"#.to_owned(),
         r#"{"prompt":"\n\nHuman: q\n\nAssistant:","chosen":" a","rejected":" b"}"#.to_owned(),
@@ -484,6 +495,47 @@ fn published_pairs_are_read() {
         b"prompt,chosen,rejected\nq,a,b\n",
     );
     assert!(holds_pairs(&table, &Columns::default()).unwrap());
+}
+
+/// The contents of the turns of the chosen answer of a pair, and the message if it is broken.
+fn chosen_turns(line: &str) -> (Vec<String>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = written(folder.path(), "pairs.jsonl", line.as_bytes());
+    let chosen = scan_pairs(&path, &Columns::default()).unwrap().chosen;
+    let rows = chosen.data.rows.iter();
+    let turns = rows.flat_map(|row| row.turns(None).unwrap());
+    let broken = chosen.broken.first().map(ToString::to_string);
+    (
+        turns.map(|turn| turn.content).collect(),
+        broken.unwrap_or_default(),
+    )
+}
+
+#[test]
+fn question_next_to_a_system_prompt_is_the_prompt_of_a_pair() {
+    let line = r#"{"system":"Be kind","question":"Which lamp is best?","chosen":"The blue lamp.","rejected":"Go away."}"#;
+    let (turns, broken) = chosen_turns(line);
+    assert_eq!(
+        turns,
+        ["Be kind", "Which lamp is best?", "The blue lamp."],
+        "{broken}"
+    );
+}
+
+#[test]
+fn pair_without_a_turn_of_the_user_is_broken_and_names_the_fields() {
+    for line in [
+        r#"{"system":"Be kind","query":"Which?","chosen":"Blue.","rejected":"No."}"#,
+        r#"{"system":"s","chosen":[{"role":"assistant","content":"a"}],"rejected":[{"role":"assistant","content":"b"}]}"#,
+        r#"{"prompt":[{"role":"system","content":"s"}],"chosen":"a","rejected":"b"}"#,
+    ] {
+        let (turns, broken) = chosen_turns(line);
+        assert_eq!(turns, [""; 0]);
+        assert!(
+            broken.contains("no turn of the user") && broken.contains("`prompt`, `question`"),
+            "{line}: {broken}"
+        );
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Files of rows: lines of JSON, JSON lists and tables, plain or compressed, and folders of them. Splits a file into records, in memory of a
 //! fixed size; must not know what rows mean.
 
+mod other_format;
 mod records;
 mod source;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 pub use records::{MAX_COLUMNS, MAX_LINE, Record, Records};
 pub use source::{
     ContentTooLarge, Counted, DataFile, Layout, MAX_FOLDER_FILES, MAX_ZSTD_WINDOW, data_files,
+    is_table,
 };
 
 /// Why a file or a folder cannot be read as rows.
@@ -38,12 +40,20 @@ pub enum Unusable {
     /// It is in another encoding.
     #[error("the file is UTF-16; save it as UTF-8")]
     Utf16,
+    /// It is in a format that is not read.
+    #[error("the file is {name}, which is not read; {advice}")]
+    Format {
+        /// The format, with its article.
+        name: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
     /// The folder has too many files.
     #[error("the folder has more than {MAX_FOLDER_FILES} data files; join some")]
     TooManyFiles,
     /// The folder has no data files.
     #[error(
-        "the folder has no data files; their names end in .jsonl, .ndjson, .json, .csv or .tsv, and .gz or .zst behind it if they are compressed"
+        "the folder has no data files; their names end in .jsonl, .ndjson, .json, .csv or .tsv, and .gz or .zst behind it if they are compressed; convert other files, such as Parquet, to one of these"
     )]
     NoFiles,
 }

@@ -12,6 +12,7 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest, Sha256};
 
+use super::other_format::other_format;
 use super::{DataFileError, Unusable};
 use crate::disk;
 
@@ -91,6 +92,10 @@ impl<'r> DataFile<'r> {
                 reason: Unusable::Utf16,
             });
         }
+        if let Some(reason) = other_format(&start, name) {
+            let file = name.to_owned();
+            return Err(DataFileError::Unusable { file, reason });
+        }
         let has_mark = start.starts_with(b"\xef\xbb\xbf");
         let layout = layout(&start[if has_mark { 3 } else { 0 }..], name);
         let plain: Box<dyn BufRead + 'r> = Box::new(io::Cursor::new(start).chain(plain));
@@ -130,6 +135,12 @@ fn layout(start: &[u8], name: &str) -> Layout {
         }
         _ => Layout::Lines,
     }
+}
+
+/// Whether the file at `path` has the name of a table.
+#[must_use]
+pub fn is_table(path: &Path) -> bool {
+    matches!(format_name(path).as_deref(), Some("csv" | "tsv"))
 }
 
 /// The ending of a file's name in lower case, that of a compressed file without the ending of its compression.

@@ -19,7 +19,7 @@ const ANSWERS: [[&str; 2]; 2] = [
     ["preferred_output", "non_preferred_output"],
 ];
 /// Names of a question that is a text or a list of messages.
-const QUESTIONS: [&str; 3] = ["messages", "conversations", "prompt"];
+const QUESTIONS: [&str; 4] = ["messages", "conversations", "prompt", "question"];
 
 /// Whether a row has two answers.
 pub(crate) fn is_pair(object: &Map<String, Value>, columns: &Columns) -> bool {
@@ -164,6 +164,14 @@ fn split(
         }
         Some(last) if last.role == "assistant" => {
             let message = "must end with the user's turn, which both answers are about";
+            Err(fields.error(field, message))
+        }
+        Some(_) if !turns.iter().any(|turn| turn.role == "user") => {
+            let [chosen, rejected] = names;
+            let message = format!(
+                "is missing, so the pair has no turn of the user: put the question into `prompt`, `question`, `instruction` or `messages`, \
+                 or into both `{chosen}` and `{rejected}`"
+            );
             Err(fields.error(field, message))
         }
         Some(_) => Ok((turns, repeated)),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use formats::data_file::{ContentTooLarge, DataFile, Record, Records, data_files};
+use formats::data_file::{ContentTooLarge, DataFile, Record, Records, data_files, is_table};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -58,7 +58,7 @@ impl DatasetScan {
             0 if self.data.rows.is_empty() => Err(TrainError::Data {
                 file,
                 message: match self.fields.skipped_rows() {
-                    0 => "the file holds no rows; write one JSON object a line".to_owned(),
+                    0 => no_rows(&self.data.file, self.bytes).to_owned(),
                     count => format!(
                         "all of its {count} rows are left out by their marks ({})",
                         {
@@ -213,6 +213,19 @@ impl Dataset {
         scan_files(path, MAX_BYTES, stop, &mut |object, location, fields| {
             keep(row(object, location, fields))
         })
+    }
+}
+
+/// Why the file called `name`, of `bytes` bytes, has no rows.
+fn no_rows(name: &str, bytes: u64) -> &'static str {
+    match is_table(Path::new(name)) {
+        true if bytes == 0 => {
+            "the file holds no rows: it is empty; write the names of the columns on its first line and a row on each line after it"
+        }
+        true => {
+            "the file holds no rows: it has only the line of the columns' names; write a row on each line after it"
+        }
+        false => "the file holds no rows; write one JSON object a line",
     }
 }
 

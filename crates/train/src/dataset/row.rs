@@ -300,7 +300,8 @@ fn no_shape(fields: &Fields<'_>) -> String {
         .map(|(field, column)| format!("{} read as `{field}`", quoted(column)))
         .collect();
     let renamed = if renamed.is_empty() {
-        "; other names can be given as `columns`".to_owned()
+        "; name other columns in `columns`, on the command line as --column instruction=question"
+            .to_owned()
     } else {
         format!(", with {}", renamed.join(", "))
     };
