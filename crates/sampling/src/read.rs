@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor,
+};
 use std::sync::OnceLock;
 
 use crate::{Interface, Kind, Parameter, SamplingParams, Value};
@@ -62,6 +64,9 @@ impl SamplingParams {
     ) -> Result<(), A::Error> {
         let value = match (parameter.kind, interface) {
             (Kind::Float(_), _) => map.next_value::<Option<f32>>()?.map(Value::Float),
+            (Kind::Count, Interface::OpenAi) => map
+                .next_value::<Option<CountOrAll>>()?
+                .map(|CountOrAll(count)| Value::Count(count)),
             (Kind::Count, _) => map.next_value::<Option<usize>>()?.map(Value::Count),
             // OpenAI's seed is signed; any 64 bits are a seed.
             (Kind::Seed, Interface::OpenAi) => map
@@ -73,6 +78,38 @@ impl SamplingParams {
             self.set(parameter.name, value);
         }
         Ok(())
+    }
+}
+
+/// A count, of which 0 means no limit, and so does -1, as in vLLM.
+struct CountOrAll(usize);
+
+impl<'de> Deserialize<'de> for CountOrAll {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_i64(CountOrAllVisitor)
+    }
+}
+
+struct CountOrAllVisitor;
+
+impl Visitor<'_> for CountOrAllVisitor {
+    type Value = CountOrAll;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number from 0, or -1 for no limit")
+    }
+
+    fn visit_u64<E: Error>(self, count: u64) -> Result<CountOrAll, E> {
+        let out_of_range = |_| E::invalid_value(Unexpected::Unsigned(count), &self);
+        usize::try_from(count).map(CountOrAll).map_err(out_of_range)
+    }
+
+    fn visit_i64<E: Error>(self, count: i64) -> Result<CountOrAll, E> {
+        match u64::try_from(count) {
+            Ok(count) => self.visit_u64(count),
+            Err(_) if count == -1 => Ok(CountOrAll(0)),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(count), &self)),
+        }
     }
 }
 

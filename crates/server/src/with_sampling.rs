@@ -189,7 +189,13 @@ fn described(parameter: &Parameter, interface: Interface) -> ObjectBuilder {
             .schema_type(of(Type::Number))
             .format(format(KnownFormat::Float)),
         Kind::Count => {
-            let schema = schema.schema_type(of(Type::Integer)).minimum(Some(0));
+            // OpenAI's clients may send -1 for no limit.
+            let lowest = if interface == Interface::OpenAi {
+                -1
+            } else {
+                0
+            };
+            let schema = schema.schema_type(of(Type::Integer)).minimum(Some(lowest));
             match is_persona {
                 true => schema.format(format(KnownFormat::Int64)),
                 false => schema,

@@ -122,14 +122,16 @@ impl PublishError {
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// The persona does not exist, or the text is not a valid name.
-    #[error("{field}: {}", describe(source, base))]
+    #[error("{field}: {}", describe(source, base.as_deref(), aliases))]
     Persona {
         /// The field.
         field: &'static str,
         /// What is wrong.
         source: LookupError,
-        /// The base's name, which is valid too.
-        base: String,
+        /// The base's name, if the caller may use it.
+        base: Option<String>,
+        /// The aliases that the caller may use.
+        aliases: Vec<String>,
     },
     /// The text cannot be the name of a persona.
     #[error("{field}: no model is named {name:?}; {}", list_models(available))]
@@ -511,12 +513,22 @@ fn list_models(names: &[String]) -> String {
     }
 }
 
-/// The registry's message, which also names the base.
-fn describe(error: &LookupError, base: &str) -> String {
-    match error {
-        LookupError::Unknown { .. } => format!("{error}; the base is {base}"),
-        _ => error.to_string(),
+/// The registry's message, which also names the base and the aliases.
+fn describe(error: &LookupError, base: Option<&str>, aliases: &[String]) -> String {
+    let mut message = error.to_string();
+    if let LookupError::Unknown { .. } = error {
+        if let Some(base) = base {
+            message += &format!("; the base is {base}");
+        }
+        if !aliases.is_empty() {
+            let shown = aliases[..aliases.len().min(SHOWN)].join(", ");
+            message += &format!("; the aliases are {shown}");
+            if aliases.len() > SHOWN {
+                message += &format!(" and {} more", aliases.len() - SHOWN);
+            }
+        }
     }
+    message
 }
 
 /// `message` of the adapter `id`, which most of its errors do not name.

@@ -94,6 +94,20 @@ impl ModelAliases {
         })
     }
 
+    /// The aliases whose target is neither the base nor among `personas`, as `NAME=TARGET`, with the reason.
+    pub(crate) fn without_target(
+        &self,
+        is_base: impl Fn(&str) -> bool,
+        personas: &Personas,
+    ) -> Vec<(String, LookupError)> {
+        let targets = self.0.iter().filter(|(_, target)| !is_base(target));
+        let missing = targets.filter_map(|(name, target)| {
+            let error = personas.resolve(target).err()?;
+            Some((format!("{name}={target}"), error))
+        });
+        missing.collect()
+    }
+
     /// The aliases whose target the caller may use.
     pub(crate) fn usable_by(&self, caller: &Caller, base: &Base) -> Vec<&str> {
         let may_use = |target: &str| match base.is_named(target) {
@@ -232,8 +246,9 @@ impl<'p> ModelNames<'p> {
             LookupError::Spec(_) if !spec.contains(OPERATORS) => unknown(),
             source => RequestError::Persona {
                 field,
-                source: caller.without_hidden_names(source),
-                base: self.base.name.clone(),
+                source: self.with_requestable_names(caller, source),
+                base: self.base_for(caller),
+                aliases: self.aliases_for(caller),
             },
         })?;
         Ok(NamedModel::Personas {
@@ -244,15 +259,46 @@ impl<'p> ModelNames<'p> {
 
     /// The names that the caller may use: the base, aliases and personas.
     fn available(self, caller: &Caller) -> Vec<String> {
-        let base = caller.check_base(&self.base.name).is_ok();
-        let base = base.then(|| self.base.name.clone());
-        let aliases = self.aliases.usable_by(caller, self.base);
-        let personas = self.personas.names().into_iter();
-        let personas = personas.filter(|name| {
-            caller.may_use(name) && !aliases.contains(name) && !self.base.is_named(name)
-        });
-        let names = aliases.iter().copied().chain(personas).map(str::to_owned);
-        base.into_iter().chain(names).collect()
+        let base = self.base_for(caller).into_iter();
+        let personas = self.personas_for(caller).map(str::to_owned);
+        let names = base.chain(self.aliases_for(caller));
+        names.chain(personas).collect()
+    }
+
+    /// The base's name, if the caller may use it.
+    fn base_for(self, caller: &Caller) -> Option<String> {
+        let base = &self.base.name;
+        caller.check_base(base).is_ok().then(|| base.clone())
+    }
+
+    /// The aliases of the operator and of the registry that the caller may use.
+    fn aliases_for(self, caller: &Caller) -> Vec<String> {
+        let registry = self.personas.aliases().map(|(alias, _)| alias);
+        let registry = registry.filter(|alias| self.means_persona(caller, alias));
+        let operator = self.aliases.usable_by(caller, self.base).into_iter();
+        operator.chain(registry).map(str::to_owned).collect()
+    }
+
+    /// The personas that the caller may request by their names.
+    fn personas_for(self, caller: &'p Caller) -> impl Iterator<Item = &'p str> {
+        let names = self.personas.names().into_iter();
+        names.filter(move |name| self.means_persona(caller, name))
+    }
+
+    /// Whether the caller may request what the registry calls `name`, and `name` does not mean an alias of the operator or the base.
+    fn means_persona(self, caller: &Caller, name: &str) -> bool {
+        caller.may_use(name) && self.aliases.target(name).is_none() && !self.base.is_named(name)
+    }
+
+    /// The same error with the names of personas that the caller may request.
+    fn with_requestable_names(self, caller: &Caller, error: LookupError) -> LookupError {
+        match error {
+            LookupError::Unknown { name, .. } => LookupError::Unknown {
+                name,
+                available: self.personas_for(caller).map(str::to_owned).collect(),
+            },
+            error => error,
+        }
     }
 }
 
@@ -362,5 +408,22 @@ mod tests {
             let message = text.parse::<ModelAlias>().unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    #[test]
+    fn alias_of_an_unknown_persona_is_found() {
+        let targets = [("a", "nobody"), ("b", "nobody*0.5+tiny"), ("c", "tiny")];
+        let targets = targets.map(|(name, target)| (name.to_owned(), target.to_owned()));
+        let aliases = ModelAliases(BTreeMap::from(targets));
+        let missing = aliases.without_target(|name| name == "tiny", &Personas::default());
+        let missing: Vec<String> = missing
+            .iter()
+            .map(|(alias, error)| format!("{alias}: {error}"))
+            .collect();
+        assert_eq!(missing.len(), 2);
+        assert_eq!(
+            missing[0],
+            "a=nobody: unknown persona `nobody`; there are none"
+        );
     }
 }

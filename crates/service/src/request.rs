@@ -33,6 +33,8 @@ pub struct GenerateRequest {
     pub stop: Option<Vec<String>>,
     /// The most new tokens; by default the persona's, or [`crate::DEFAULT_MAX_NEW_TOKENS`], as far as they fit.
     pub max_new_tokens: Option<usize>,
+    /// Whether the answer may fill the context; `max_new_tokens` is not used then.
+    pub fill_context: bool,
     /// The number of answers, from 1 to [`MAX_CHOICES`]. Each has its own seed, the first the request's.
     pub choices: usize,
     /// `Some(n)`: every token comes with its log-probability and those of the `n` most probable tokens, at most
@@ -100,6 +102,7 @@ impl GenerateRequest {
             sampling: SamplingParams::default(),
             stop: None,
             max_new_tokens: None,
+            fill_context: false,
             choices: 1,
             logprobs: None,
             max_logprobs: MAX_LOGPROBS,

@@ -287,7 +287,7 @@ fn trained_adapter_answers_with_the_commands_that_training_prints() {
     dir.run(&eval[..5])
         .fails(1, &["name a file of rows with --rows"]);
     dir.run(&["generate", BASE[0], BASE[1], "--adapter", "nowhere", "x"])
-        .fails(1, &["--adapter", "nowhere"]);
+        .fails(1, &["--adapter", "nowhere: no such folder"]);
     let twice = ["--adapter", "My pirate", "--adapter", "./My pirate", "x"];
     dir.run(&[&["generate", BASE[0], BASE[1]], &twice[..]].concat())
         .fails(2, &["both be the persona my-pirate", "rename"]);

@@ -12,6 +12,23 @@ fn json_of(dir: &TestDir, args: &[&str]) -> Value {
 const BASE: [&str; 2] = ["--base", "tiny.gguf"];
 
 #[test]
+fn adapter_that_is_published_under_its_name_answers() {
+    let dir = TestDir::with_tones();
+    let folder = "personas/warm/adapter";
+    let generate = |adapter: &str, persona: &str| {
+        let flags = ["--adapter", adapter, "--persona", persona, "Hello"];
+        dir.run(&[&["generate"], &BASE[..], &flags[..]].concat())
+    };
+    let publish = ["persona", "publish", "adapter", "--adapter", folder];
+    dir.run(&[&publish[..], &BASE[..]].concat()).succeeds();
+    generate(folder, "adapter").succeeds();
+    generate("personas/formal/adapter", "adapter").fails(
+        2,
+        &["a published persona has the name adapter and another adapter"],
+    );
+}
+
+#[test]
 fn personas_are_published_shown_and_rolled_back() {
     let dir = TestDir::with_tones();
     let publish = |args: &[&str]| {

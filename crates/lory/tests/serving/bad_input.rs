@@ -170,7 +170,7 @@ fn invalid_request_is_rejected_by_field_name() {
             "top_p",
             "at most 1",
         ),
-        (json!({"top_k": -1}), 400, "invalid_value", "top_k", "-1"),
+        (json!({"top_k": -2}), 400, "invalid_value", "top_k", "-2"),
         (json!({"seed": -1}), 400, "invalid_value", "seed", "-1"),
         (
             json!({"stop": ["a", "b", "c", "d", "e"]}),

@@ -12,7 +12,7 @@ use crate::answer_stream::{AnswerStream, StreamEvent, StreamFormat};
 use crate::app_state::AppState;
 use crate::completion_object::{Completion, CompletionMetadata};
 use crate::error::ApiError;
-use crate::json::{Biases, Body, Texts};
+use crate::json::{Biases, Body, Texts, TokenLimit};
 use crate::logprobs::{self, Columns, CompletionLogprobs};
 use crate::middleware::auth::ApiCaller;
 use crate::neutral_fields::{self, shared_neutral_fields};
@@ -37,7 +37,7 @@ const MAX_PROMPTS: usize = 16;
 pub(super) struct CompletionRequest {
     model: String,
     prompt: Prompt,
-    max_tokens: Option<usize>,
+    max_tokens: Option<TokenLimit>,
     stop: Option<Texts>,
     logit_bias: Option<Biases>,
     logprobs: Option<u64>,
@@ -181,11 +181,13 @@ impl CompletionRequest {
             .logprobs
             .map(|asked| logprobs::count("logprobs", asked));
         let logprobs = logprobs.transpose()?;
-        let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+        let max_tokens = self.max_tokens;
+        let max_tokens = max_tokens.unwrap_or(TokenLimit::Tokens(DEFAULT_MAX_TOKENS));
         let request = GenerateRequest {
             sampling,
             stop: self.stop.map(|Texts(stops)| stops),
-            max_new_tokens: Some(max_tokens),
+            max_new_tokens: max_tokens.tokens(),
+            fill_context: max_tokens == TokenLimit::Context,
             choices: self.n.unwrap_or(1),
             logprobs,
             max_logprobs: MAX_LOGPROBS / prompts.len().max(1),

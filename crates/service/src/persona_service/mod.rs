@@ -152,6 +152,10 @@ impl Service {
                 "the {what} cannot be requested: this name means the base; give it another name"
             );
         }
+        for (alias, reason) in aliases.without_target(|name| base.is_named(name), &personas) {
+            // It may be published while the service runs.
+            tracing::warn!("--model-alias {alias} cannot be requested yet: {reason}");
+        }
         let runner = ModelRunner::new(
             base.model.clone(),
             settings.kv_memory,

@@ -305,6 +305,7 @@ impl Service {
             });
         }
         match request.max_new_tokens {
+            _ if request.fill_context => Ok(room),
             Some(requested) if requested > room => Err(RequestError::PastContext {
                 field: request.names.max_new_tokens,
                 prompt,

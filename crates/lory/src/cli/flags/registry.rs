@@ -41,7 +41,7 @@ impl RegistryArgs {
     /// [`RegistryArgs::catalog`] with the personas of `--adapter` in addition. With one of them the folder may be missing, too.
     ///
     /// # Errors
-    /// As [`RegistryArgs::catalog`], or a published persona has the name of an adapter.
+    /// As [`RegistryArgs::catalog`], or a published persona has the name of an adapter and another content.
     pub fn catalog_with(
         &self,
         personas: &PersonasArgs,
@@ -57,18 +57,28 @@ impl RegistryArgs {
         }
         let registry = self.open()?;
         let state = registry.refresh()?;
-        let is_published = |name: &str| state.personas().any(|(published, _)| published == name);
-        if let Some(adapter) = adapters.iter().find(|one| is_published(&one.name)) {
-            let why = format!(
-                "--adapter {}: a published persona has the name {}, and requests would get that one; rename the folder",
-                adapter.dir.display(),
-                adapter.name
-            );
-            return Err(UsageError(why).into());
-        }
         let folder = folder(!adapters.is_empty() || state.personas().next().is_some())?;
-        let catalog = Catalog::open(with_adapters(folder, adapters), registry)?;
-        let hidden = catalog.hidden();
+        let catalog = Catalog::open(with_adapters(folder, adapters.clone()), registry)?;
+        let mut hidden = catalog.hidden();
+        let personas = catalog.personas();
+        for adapter in &adapters {
+            let published = personas.get(&adapter.name);
+            let Some(published) = published.filter(|persona| persona.published.is_some()) else {
+                continue;
+            };
+            let content = |persona: &Persona| persona.adapter.as_ref().map(|a| a.sha256);
+            if content(published) != content(adapter) {
+                let why = format!(
+                    "--adapter {}: a published persona has the name {} and another adapter, and requests would get that one; rename the \
+                     folder",
+                    adapter.dir.display(),
+                    adapter.name
+                );
+                return Err(UsageError(why).into());
+            }
+            // It is this adapter, published.
+            hidden.retain(|name| *name != adapter.name);
+        }
         if !hidden.is_empty() {
             eprintln!(
                 "published, so the folder's versions are not used: {}",

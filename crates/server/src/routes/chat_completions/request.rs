@@ -11,7 +11,7 @@ use super::tools::{
     CalledFunction, CalledTool, ResponseFormat, ToolChoiceField, ToolField, render_message, tools,
 };
 use crate::error::ApiError;
-use crate::json::{Biases, Texts};
+use crate::json::{Biases, Texts, TokenLimit};
 use crate::logprobs;
 use crate::neutral_fields::{self, is_empty, shared_neutral_fields};
 use crate::stream_options::StreamOptions;
@@ -24,8 +24,8 @@ use service::{Conversation, FieldNames, GenerateRequest};
 pub(crate) struct ChatRequest {
     pub(super) model: String,
     messages: Vec<ChatMessage>,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
+    max_tokens: Option<TokenLimit>,
+    max_completion_tokens: Option<TokenLimit>,
     stop: Option<Texts>,
     logit_bias: Option<Biases>,
     logprobs: Option<bool>,
@@ -102,6 +102,8 @@ struct ChatMessage {
     #[serde(rename = "name")]
     _name: Option<Value>,
     audio: Option<Value>,
+    /// The text of an assistant's message without content.
+    refusal: Option<String>,
     function_call: Option<CalledFunction>,
     tool_calls: Option<Vec<CalledTool>>,
     // The call that a message of the role `tool` answers; messages are in the order of the calls.
@@ -154,6 +156,8 @@ struct TextPart {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+    /// The text of a part of the type `refusal`.
+    refusal: Option<String>,
 }
 
 impl utoipa::PartialSchema for Content {
@@ -191,6 +195,11 @@ impl<'de> Deserialize<'de> for Content {
                 use serde::de::Error;
                 let mut whole = String::new();
                 while let Some(part) = parts.next_element::<TextPart>()? {
+                    if part.kind == "refusal" {
+                        let refusal = part.refusal;
+                        whole += &refusal.ok_or_else(|| A::Error::missing_field("refusal"))?;
+                        continue;
+                    }
                     if part.kind != "text" {
                         let kind: String = part.kind.chars().take(40).collect();
                         let message =
@@ -229,7 +238,10 @@ impl ChatMessage {
             let message = format!("{field} is only for messages of the role assistant");
             return Err(ApiError::unsupported(&field, message));
         }
-        if self.content.is_none() && calls.iter().all(|(_, given)| !given) {
+        let is_result = matches!(self.role.as_str(), "tool" | "function");
+        let is_refusal = self.role == "assistant" && self.refusal.is_some();
+        let has_text = self.content.is_some() || is_result || is_refusal;
+        if !has_text && calls.iter().all(|(_, given)| !given) {
             let field = format!("messages[{i}].content");
             let message = format!("{field} is missing");
             return Err(ApiError::bad_request("missing_field", message, Some(field)));
@@ -317,6 +329,7 @@ impl ChatRequest {
         } else {
             "max_completion_tokens"
         };
+        let max_tokens = self.max_tokens.or(self.max_completion_tokens);
         let format = self.response_format.map(ResponseFormat::read).transpose()?;
         let tools = tools(self.tools, self.tool_choice, self.parallel_tool_calls)?;
         let mut turns = Vec::with_capacity(self.messages.len());
@@ -324,9 +337,15 @@ impl ChatRequest {
             // OpenAI's newer name for the same thing.
             let role = match message.role.as_str() {
                 "developer" => "system".to_owned(),
+                // OpenAI's older name for the result of a call.
+                "function" => "tool".to_owned(),
                 _ => message.role,
             };
-            let Content(content) = message.content.unwrap_or(Content(String::new()));
+            let refusal = message.refusal.filter(|_| role == "assistant");
+            let Content(content) = match message.content {
+                Some(Content(text)) if !text.is_empty() => Content(text),
+                _ => Content(refusal.unwrap_or_default()),
+            };
             let called = message.tool_calls.unwrap_or_default();
             let content = render_message(&content, called, message.function_call, index)?;
             turns.push(Message { role, content });
@@ -338,7 +357,8 @@ impl ChatRequest {
             sampling,
             variables: self.variables.unwrap_or_default(),
             stop: self.stop.map(|Texts(stops)| stops),
-            max_new_tokens: self.max_tokens.or(self.max_completion_tokens),
+            max_new_tokens: max_tokens.and_then(TokenLimit::tokens),
+            fill_context: max_tokens == Some(TokenLimit::Context),
             choices: self.n.unwrap_or(1),
             logprobs,
             logit_bias: self.logit_bias.map_or(Vec::new(), |Biases(biases)| biases),
@@ -353,5 +373,79 @@ impl ChatRequest {
             },
             ..GenerateRequest::new(Some(&self.model), "")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::with_sampling::WithSampling;
+
+    fn read(messages: Value, more: Value) -> Result<GenerateRequest, String> {
+        let mut body = json!({"model": "warm", "messages": messages});
+        let fields = more.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(fields);
+        let read = serde_json::from_value::<WithSampling<ChatRequest>>(body);
+        let WithSampling { request, sampling } = read.map_err(|error| error.to_string())?;
+        let request = request.into_request(sampling);
+        request.map_err(|error| format!("{error:?}"))
+    }
+
+    fn turns(messages: Value) -> Vec<(String, String)> {
+        let request = read(messages, json!({})).unwrap();
+        let Conversation::Messages(turns) = request.conversation else {
+            panic!("no messages")
+        };
+        let turns = turns.into_iter();
+        turns.map(|turn| (turn.role, turn.content)).collect()
+    }
+
+    #[test]
+    fn result_of_a_function_is_the_result_of_a_tool() {
+        let found = turns(json!([
+            {"role": "user", "content": "Where is it?"},
+            {"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "here"},
+            {"role": "tool", "tool_call_id": "c", "content": null},
+        ]));
+        let pair = |role: &str, text: &str| (role.to_owned(), text.to_owned());
+        assert_eq!(found[2..], [pair("tool", "here"), pair("tool", "")]);
+    }
+
+    #[test]
+    fn refusal_is_the_text_of_an_answer_without_content() {
+        for answer in [
+            json!({"role": "assistant", "content": null, "refusal": "I cannot."}),
+            json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot."}]}),
+            json!({"role": "assistant", "content": "I cannot.", "refusal": null}),
+        ] {
+            let found = turns(json!([{"role": "user", "content": "?"}, answer]));
+            assert_eq!(found[1].1, "I cannot.");
+        }
+        let empty = json!([{"role": "assistant", "content": null, "refusal": null}]);
+        let message = read(empty, json!({})).unwrap_err();
+        assert!(
+            message.contains("messages[0].content is missing"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn minus_one_and_an_empty_stop_mean_no_limit() {
+        let ask = |more| read(json!([{"role": "user", "content": "?"}]), more);
+        for field in ["max_tokens", "max_completion_tokens"] {
+            let request = ask(json!({field: -1, "top_k": -1, "stop": ""})).unwrap();
+            assert!(request.fill_context && request.max_new_tokens.is_none());
+            assert_eq!(request.sampling.top_k, Some(0));
+            assert_eq!(request.stop, Some(Vec::new()));
+            let request = ask(json!({field: 5})).unwrap();
+            assert!(!request.fill_context && request.max_new_tokens == Some(5));
+            let message = ask(json!({field: -2})).unwrap_err();
+            assert!(message.contains("or -1 for as many as fit"), "{message}");
+        }
+        let message = ask(json!({"top_k": -2})).unwrap_err();
+        assert!(message.contains("or -1 for no limit"), "{message}");
     }
 }
