@@ -146,7 +146,7 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
-    use train::dataset::FieldReport;
+    use dataset::FieldReport;
 
     use super::*;
 

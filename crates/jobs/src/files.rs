@@ -11,11 +11,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use auth::Owner;
+use dataset::{CheckedFile, Columns, Dataset, DatasetError, HoldOut, check_pairs, holds_pairs};
 use formats::atomic_file::{self, AtomicFolder};
 use formats::disk::{self, DiskFile};
-use train::TrainError;
-use train::dataset::{CheckedFile, Columns, Dataset, HoldOut};
-use train::preference::{check_pairs, holds_pairs};
 
 use crate::error::JobError;
 use crate::file_reservation::{FilesState, MAX_STORED, Reservation, lock};
@@ -114,7 +112,7 @@ impl Files {
         let path = folder.path().join(&filename);
         file.sync_all().map_err(JobError::io(&path))?;
         let named = |error| match error {
-            TrainError::Stopped => JobError::Stopped,
+            DatasetError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &filename)),
         };
         let pairs = holds_pairs(&path, &Columns::default()).map_err(named)?;
@@ -180,7 +178,7 @@ impl Files {
         }
         let path = self.path(file);
         let checked = check(&path, file.pairs, stop).map_err(|error| match error {
-            TrainError::Stopped => JobError::Stopped,
+            DatasetError::Stopped => JobError::Stopped,
             error => JobError::Rows(with_client_name(&error, &path, &file.filename)),
         })?;
         if let Some(file) = self.lock().all.get_mut(&file.id) {
@@ -240,7 +238,7 @@ fn read_file(id: &str, folder: &Path) -> Result<StoredFile, String> {
 }
 
 /// Checks every line of a file, in little memory.
-fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, TrainError> {
+fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, DatasetError> {
     let columns = Columns::default();
     match pairs {
         true => check_pairs(path, &columns, MAX_FILE, stop),
@@ -249,7 +247,11 @@ fn check(path: &Path, pairs: bool, stop: &AtomicBool) -> Result<CheckedFile, Tra
 }
 
 /// The message of `error` with the client's file name instead of the path, which clients must not see.
-pub(crate) fn with_client_name(error: &TrainError, path: &Path, filename: &str) -> String {
+pub(crate) fn with_client_name(
+    error: &impl std::fmt::Display,
+    path: &Path,
+    filename: &str,
+) -> String {
     error
         .to_string()
         .replace(&path.display().to_string(), filename)
@@ -306,7 +308,7 @@ mod tests {
     ) -> Result<StoredFile, JobError> {
         let mut upload = files.start_upload(name, owner)?;
         upload.write(text.as_bytes())?;
-        files.finish_upload(upload, &train::stop::NEVER)
+        files.finish_upload(upload, &dataset::stop::NEVER)
     }
 
     fn listed(files: &Files) -> Vec<StoredFile> {
@@ -439,7 +441,7 @@ mod tests {
         let upload = |bytes: &[u8], name: &str| {
             let mut upload = files.start_upload(name, Owner::everyone())?;
             upload.write(bytes)?;
-            files.finish_upload(upload, &train::stop::NEVER)
+            files.finish_upload(upload, &dataset::stop::NEVER)
         };
         let table = "instruction,output,label\nHi,Hello.,\nBye,Go.,false\n".as_bytes();
         let bytes = gzip(table);

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use dataset::stop::NEVER;
+use dataset::{DataRow, Dataset};
 use formats::peft::{Adapter, Dtype};
 use registry::Personas;
-use train::dataset::{DataRow, Dataset};
 use train::lint::{LintOptions, lint};
 use train::measures::ToneMarkers;
-use train::stop::NEVER;
 
 const TONES: [&str; 2] = ["customer", "partner"];
 

@@ -5,9 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use formats::data_file::DataFileError;
-
-use crate::location::RowLocation;
+use dataset::{DatasetError, RowLocation};
 
 /// Everything that a training run, a linter or an evaluation may refuse or fail at.
 #[derive(Debug, thiserror::Error)]
@@ -31,36 +29,9 @@ pub enum TrainError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// A row of a data file is not what it should be.
-    #[error("{file}:{line}: {}{message}", field.as_ref().map(|f| format!("field `{f}`: ")).unwrap_or_default())]
-    Row {
-        /// The data file.
-        file: String,
-        /// Its line, from 1.
-        line: usize,
-        /// The JSON field at fault, where one is.
-        field: Option<String>,
-        /// What is wrong and what to do.
-        message: String,
-    },
-    /// Several rows of a data file are not what they should be.
-    #[error("{file}: {count} lines are broken:{}", listed(first, *count))]
-    Rows {
-        /// The data file.
-        file: String,
-        /// How many lines are broken.
-        count: usize,
-        /// What is wrong with the first of them, each a [`TrainError::Row`].
-        first: Vec<TrainError>,
-    },
-    /// A data file as a whole is not usable.
-    #[error("{file}: {message}")]
-    Data {
-        /// The data file.
-        file: String,
-        /// What is wrong and what to do.
-        message: String,
-    },
+    /// Rows cannot be read, or cannot be trained on.
+    #[error("{0}")]
+    Dataset(DatasetError),
     /// A training setting is out of its range or not supported.
     #[error("setting `{name}`: {message}")]
     Setting {
@@ -130,7 +101,7 @@ pub enum TrainError {
         /// What to change.
         advice: String,
     },
-    /// A yield point stopped the run ([`model::YieldPoint`]), which then ends as an interrupted one.
+    /// A yield point ([`model::YieldPoint`]) or the flag of [`dataset::stop`] stopped the work, and a run ends as an interrupted one.
     #[error("stopped before it was done")]
     Stopped,
     /// The model that computes losses and gradients failed.
@@ -141,26 +112,15 @@ pub enum TrainError {
 impl TrainError {
     /// A row's error, at `location`, with no field named.
     pub(crate) fn row(location: &RowLocation, message: impl Into<String>) -> Self {
-        TrainError::Row {
-            file: location.file.to_string(),
-            line: location.line,
-            field: None,
-            message: message.into(),
-        }
+        TrainError::Dataset(DatasetError::row(location, message))
     }
 
-    /// A row's error at one field.
-    pub(crate) fn field(
-        location: &RowLocation,
-        field: impl Into<String>,
-        message: impl Into<String>,
-    ) -> Self {
-        TrainError::Row {
-            file: location.file.to_string(),
-            line: location.line,
-            field: Some(field.into()),
+    /// The error of a data file as a whole.
+    pub(crate) fn data(file: impl Into<String>, message: impl Into<String>) -> Self {
+        TrainError::Dataset(DatasetError::File {
+            file: file.into(),
             message: message.into(),
-        }
+        })
     }
 
     pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
@@ -178,22 +138,11 @@ impl TrainError {
     }
 }
 
-fn listed(first: &[TrainError], count: usize) -> String {
-    let mut lines: String = first.iter().map(|error| format!("\n  {error}")).collect();
-    if count > first.len() {
-        lines += &format!("\n  and {} more", count - first.len());
-    }
-    lines
-}
-
-impl From<DataFileError> for TrainError {
-    fn from(error: DataFileError) -> TrainError {
+impl From<DatasetError> for TrainError {
+    fn from(error: DatasetError) -> TrainError {
         match error {
-            DataFileError::Read { path, source } => TrainError::Read { path, source },
-            DataFileError::Unusable { file, reason } => TrainError::Data {
-                file,
-                message: reason.to_string(),
-            },
+            DatasetError::Stopped => TrainError::Stopped,
+            error => TrainError::Dataset(error),
         }
     }
 }

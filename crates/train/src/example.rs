@@ -14,9 +14,9 @@ use formats::tokenizer::{Special, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
-use crate::stop::{NEVER, check_stop};
+use dataset::stop::{NEVER, check_stop};
+use dataset::{DataRow, RowContent, RowLocation};
 
 /// One training sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,18 +55,18 @@ impl ExampleBudget {
     /// Takes the memory of `example`, which `row` became, and frees what it does not need.
     ///
     /// # Errors
-    /// [`TrainError::Data`] if there is not enough left.
+    /// [`TrainError::Dataset`] if there is not enough left.
     pub(crate) fn take(&mut self, example: &mut Example, row: &DataRow) -> Result<(), TrainError> {
         let bytes = EXAMPLE_BYTES + TOKEN_BYTES * example.tokens.len();
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or_else(|| TrainError::Data {
-            file: row.location.file.to_string(),
-            message: format!(
+        self.left = left.ok_or_else(|| TrainError::data(
+            row.location.file.to_string(),
+            format!(
                 "line {}: the rows up to here take more than {} bytes of memory ({TOKEN_BYTES} for a token and {EXAMPLE_BYTES} for a \
                  row, with copies and rejected answers); train on fewer rows, or lower `vary_identifiers` or `max_length`",
                 row.location.line, self.limit
             ),
-        })?;
+        ))?;
         example.tokens.shrink_to_fit();
         example.loss_mask.shrink_to_fit();
         Ok(())
@@ -207,7 +207,7 @@ impl Encoder<'_> {
     /// encoded.
     ///
     /// # Errors
-    /// As [`Encoder::encode_all`], [`TrainError::Stopped`], and [`TrainError::Data`] if the budget is too small.
+    /// As [`Encoder::encode_all`], [`TrainError::Stopped`], and [`TrainError::Dataset`] if the budget is too small.
     pub fn encode_until(
         &self,
         rows: impl IntoIterator<Item = impl Borrow<DataRow>>,
@@ -485,14 +485,14 @@ impl<'a> Encoding<'a> {
     /// The examples; an error if all rows were too long.
     pub fn finish(self) -> Result<Examples, TrainError> {
         match self.file {
-            Some(file) if self.all.examples.is_empty() => Err(TrainError::Data {
-                file: file.to_string(),
-                message: format!(
+            Some(file) if self.all.examples.is_empty() => Err(TrainError::data(
+                file.to_string(),
+                format!(
                     "every one of the {} rows is longer than `max_length` = {} tokens, and nothing to train is left of \
                      it; raise `max_length`, or set `too_long` otherwise",
                     self.rows, self.encoder.max_length
                 ),
-            }),
+            )),
             _ => Ok(self.all),
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! Read [`trainer`] first: it is the training loop, written as a table of contents. Then, in the order of a run:
 //!
-//! - **Data**: [`dataset`] reads the files, [`lint`] checks them, [`example`] turns rows into tokens and a loss mask,
+//! - **Data**: the crate [`dataset`] reads the files, [`lint`] checks them, [`example`] turns rows into tokens and a loss mask,
 //!   [`vary_identifiers`] adds copies of rows with other identifiers.
 //! - **Task**: [`task`] is one adapter's data, initial parameters ([`initial_params`], [`lora_init`]) and [`settings`]; [`preference`] is what DPO
 //!   adds; [`estimate`] computes memory and time before the run starts.
@@ -17,12 +17,10 @@
 //!   `replace_file` writes its file in one step; [`metrics`], [`tensorboard`] and [`plot`] record the run; [`outcome`] and
 //!   [`export`] are the trained adapters.
 //! - **Around a run**: [`lr_find`] searches a learning rate, [`measures`] are the evaluation measures.
-//! - **Everywhere**: [`rng`] are the random streams, [`error`] is what can fail, [`stop`] ends work that nobody waits for, `location`
-//!   names a line of a file.
+//! - **Everywhere**: [`rng`] are the random streams, [`error`] is what can fail.
 
 pub mod batch;
 pub mod checkpoint;
-pub mod dataset;
 pub mod dropout;
 pub mod error;
 pub mod estimate;
@@ -46,7 +44,6 @@ pub mod progress;
 pub mod rng;
 pub mod schedule;
 pub mod settings;
-pub mod stop;
 pub mod task;
 pub mod tensorboard;
 pub mod trainer;
@@ -55,7 +52,6 @@ pub mod vary_identifiers;
 mod activation_cache;
 mod backward;
 
-mod location;
 mod replace_file;
 mod run;
 mod yield_guard;

@@ -15,9 +15,9 @@ mod tokenized;
 
 use std::sync::atomic::AtomicBool;
 
-use crate::dataset::DataRow;
 use crate::error::TrainError;
-use crate::stop::check_stop;
+use dataset::DataRow;
+use dataset::stop::check_stop;
 
 pub use lengths::{LengthBucket, TokenLengths};
 pub use report::{Finding, LintOptions, LintProblem, LintReport, MAX_FINDINGS, MAX_INTENTS};

@@ -2,11 +2,10 @@
 //!
 //! The objective is DPO, direct preference optimization (Rafailov et al. 2023). It runs on the loop, the backward pass and
 //! the checkpoints of [`crate::trainer`]: a pair is two sequences whose losses have different weights. `loss` is the objective,
-//! `pair_rows` and `pairs` read the pairs, `reference_cache` stores the log-probabilities at the start of the run. Does not
+//! `pairs` matches rows to rejected answers, `reference_cache` stores the log-probabilities at the start of the run. Does not
 //! know the model or personas.
 
 mod loss;
-mod pair_rows;
 mod pairs;
 pub(crate) mod reference_cache;
 
@@ -15,12 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::example::Example;
 
 pub use loss::{DpoLoss, DpoTotals, dpo_loss};
-pub(crate) use pair_rows::each_pair;
-pub use pair_rows::{
-    PairScan, check_pairs, holds_pairs, read_first_chosen, read_pair_range, scan_pairs,
-};
 pub(crate) use pairs::RejectedAnswers;
-pub use pairs::{PairCounts, PreferencePair, RejectedPersona};
+pub use pairs::{PairCounts, RejectedPersona};
 
 /// The rejected answers to the rows of a task.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use formats::peft::Module;
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Columns;
 use crate::error::TrainError;
 use crate::example::{LossMask, TooLong};
 use crate::schedule::LrDecay;
+use dataset::Columns;
 use range::check_range;
 
 pub use preference::PreferenceSettings;

@@ -10,11 +10,11 @@ mod load_pairs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use crate::dataset::FieldReport;
 use crate::example::Example;
 use crate::initial_params::InitialParams;
 use crate::preference::PreferenceData;
 use crate::settings::TrainSettings;
+use dataset::FieldReport;
 
 /// The data files and settings that a [`TrainTask`] is loaded from.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::dataset::{DataRow, RowContent};
 use crate::measures::tokens_with_digit;
 use crate::rng::Rng;
+use dataset::{DataRow, RowContent};
 
 /// The random stream of new digits; tasks add the copy and the index of the row.
 pub(crate) const IDENTIFIER_STREAM: u64 = 0x7661_7279;
@@ -108,7 +108,7 @@ fn replaced(text: &str, new: &BTreeMap<String, String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::RowLocation;
+    use dataset::RowLocation;
 
     fn row(instruction: &str, input: &str, output: &str) -> DataRow {
         let location = RowLocation {

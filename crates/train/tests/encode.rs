@@ -3,17 +3,17 @@
 use std::fs;
 use std::sync::Arc;
 
+use dataset::stop::NEVER;
+use dataset::{DataRow, Dataset};
 use formats::chat_template::ChatTemplate;
 use formats::gguf::Gguf;
 use formats::peft::Adapter;
 use formats::tokenizer::{Special, Tokenizer};
 use train::TrainError;
-use train::dataset::{DataRow, Dataset};
 use train::example::{
     EXAMPLE_BYTES, Encoder, ExampleBudget, Fitted, LossMask, TOKEN_BYTES, TooLong, examples_hash,
 };
 use train::export::{Provenance, peft_adapter};
-use train::stop::NEVER;
 use train::task::{TrainTask, TrainTaskSpec};
 use train::trainer::TrainedAdapter;
 use train::{Example, TrainSettings};
@@ -405,7 +405,7 @@ fn task_loads_from_files_and_its_adapter_is_read_back() {
         },
         metrics: None,
         max_bytes: usize::MAX,
-        stop: &train::stop::NEVER,
+        stop: &dataset::stop::NEVER,
     };
     let task = TrainTask::load(source(), &config, &tokenizer, &template).unwrap();
     assert_eq!(task.train.len() + task.validation.len(), 20);
@@ -541,4 +541,35 @@ fn conversation_that_the_assistant_opens_is_trained_with_any_template() {
             assert_eq!(all.contains("Welcome!"), keeps_the_opening, "{all}");
         }
     }
+}
+
+#[test]
+fn columns_are_read_from_a_settings_table() {
+    let settings: TrainSettings =
+        serde_json::from_str(r#"{"columns":{"instruction":"question","output":"answer"}}"#)
+            .unwrap();
+    let columns: Vec<_> = settings.columns.iter().collect();
+    assert_eq!(columns, [("instruction", "question"), ("output", "answer")]);
+    let refusal = |text: &str| {
+        serde_json::from_str::<TrainSettings>(text)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(
+        refusal(r#"{"columns":{"question":"instruction"}}"#)
+            .contains("rows have no field `question`; the fields are messages")
+    );
+    assert!(
+        refusal(r#"{"columns":{"prompt":"x","text":"x"}}"#)
+            .contains("column `x` cannot be both `prompt` and `text`")
+    );
+    assert!(
+        refusal(r#"{"columns":{"prompt":""}}"#).contains("`prompt` needs the name of a column")
+    );
+    // Settings that are not set are not written, so that older runs can be resumed.
+    assert!(
+        !serde_json::to_string(&TrainSettings::default())
+            .unwrap()
+            .contains("columns")
+    );
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use dataset::stop::NEVER;
+use dataset::{Columns, DataRow, Dataset, RowContent, RowLocation, holds_pairs, scan_pairs};
 use formats::chat_template::ChatTemplate;
 use formats::gguf::Gguf;
 use formats::tokenizer::Tokenizer;
-use train::dataset::{Columns, DataRow, Dataset, RowContent, RowLocation};
 use train::example::{Encoder, LossMask, TooLong};
 use train::lint::{LintOptions, LintProblem, LintReport};
-use train::preference::{holds_pairs, scan_pairs};
-use train::stop::NEVER;
 
 fn lint(rows: &[DataRow], others: &[DataRow], options: &LintOptions) -> LintReport {
     train::lint::lint(rows, others, options, &NEVER).unwrap()

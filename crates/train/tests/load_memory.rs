@@ -41,7 +41,7 @@ fn rows_and_their_copies_are_not_in_memory_together() {
         },
         metrics: None,
         max_bytes: usize::MAX,
-        stop: &train::stop::NEVER,
+        stop: &dataset::stop::NEVER,
     };
     let before = peak();
     let task = TrainTask::load(spec, &config, &tokenizer, &template).unwrap();

@@ -7,10 +7,10 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::Write as _;
 use std::path::Path;
 
+use dataset::DataRow;
 use formats::atomic_file;
 use registry::Persona;
 use serde_json::json;
-use train::dataset::DataRow;
 
 use super::candidate::Candidate;
 use super::error::EvaluationError;

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::error::EvaluationError;
+use dataset::{Columns, DataRow, Dataset, RowContent};
 use registry::Persona;
 use service::Service;
 use train::TrainSettings;
-use train::dataset::{Columns, DataRow, Dataset, RowContent};
 use train::measures::ToneMarkers;
 
 /// A persona to evaluate.

@@ -1,10 +1,10 @@
 //! The error of an evaluation: one variant for each cause.
 
+use dataset::{DatasetError, RowLocation};
 use registry::spec::SpecError;
 use registry::{LookupError, PersonaError, ReadError, VariableError};
 use service::{RequestError, ServiceStartError};
 use train::TrainError;
-use train::dataset::RowLocation;
 
 use crate::error::{EvaluationMemoryError, JobError, SERVER_FILES, train_message};
 use crate::evaluation_results::ResultError;
@@ -90,5 +90,11 @@ impl EvaluationError {
             }
             error => error.to_string(),
         }
+    }
+}
+
+impl From<DatasetError> for EvaluationError {
+    fn from(error: DatasetError) -> EvaluationError {
+        TrainError::from(error).into()
     }
 }

@@ -332,7 +332,7 @@ fn losses(
 pub fn examples(
     base: &Base,
     persona: &registry::Persona,
-    rows: &[train::dataset::DataRow],
+    rows: &[dataset::DataRow],
 ) -> Result<Vec<Example>, EvaluationError> {
     let settings = match &persona.train {
         Some(train) => train.settings::<train::TrainSettings>()?,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use base::progress::Progress;
+use dataset::{Columns, DataRow, RowContent, read_first};
 use registry::spec;
-use train::dataset::{Columns, DataRow, RowContent, read_first};
 
 use super::candidate::{self, Candidate, own_rows, with_folder_settings};
 use super::error::EvaluationError;

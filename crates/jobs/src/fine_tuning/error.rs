@@ -1,5 +1,6 @@
 //! The error of a job's run: one variant for each cause. A record has it as a code and a message.
 
+use dataset::DatasetError;
 use formats::peft::PeftError;
 use registry::{ReadError, VariableError};
 use train::TrainError;
@@ -42,6 +43,12 @@ pub(crate) enum RunError {
     Job(#[from] JobError),
 }
 
+impl From<DatasetError> for RunError {
+    fn from(error: DatasetError) -> RunError {
+        TrainError::from(error).into()
+    }
+}
+
 impl RunError {
     /// The message for clients. Files of the server are the operator's business.
     pub fn client_message(&self) -> String {
@@ -77,7 +84,9 @@ impl RunError {
 
 fn train_error_code(error: &TrainError) -> &'static str {
     match error {
-        TrainError::Row { .. } | TrainError::Rows { .. } => "invalid_training_file",
+        TrainError::Dataset(DatasetError::Row { .. } | DatasetError::Rows { .. }) => {
+            "invalid_training_file"
+        }
         TrainError::NotFinite { .. } => "diverged",
         TrainError::Memory { .. } => "out_of_memory",
         _ => "training_failed",

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use dataset::stop::NEVER;
 use model::YieldPoint;
 use train::Learner;
-use train::stop::NEVER;
 
 use crate::evaluation::answers::{self, Responder};
 use crate::evaluation::offline_engine;

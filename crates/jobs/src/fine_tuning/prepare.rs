@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use dataset::{Columns, DataRow, RowContent, read_first, read_first_chosen};
 use formats::chat_template::ChatTemplate;
 use registry::{AdapterRef, Persona, PersonaSettings};
 use train::TrainError;
-use train::dataset::{Columns, DataRow, RowContent, read_first};
 use train::initial_params::InitialParams;
-use train::preference::read_first_chosen;
 use train::task::TrainTaskSpec;
 
 use crate::error::JobError;

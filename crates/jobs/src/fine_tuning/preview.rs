@@ -5,12 +5,14 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 
+use dataset::{
+    Columns, DataRow, DatasetError, PreferencePair, RowLocation, RowRange, held_out,
+    read_pair_range, read_range,
+};
 use serde::Serialize;
-use train::dataset::{Columns, DataRow, RowLocation, RowRange, held_out, read_range};
 use train::estimate::MeasuredStep;
 use train::example::{Encoder, Fitted};
 use train::lint::{self, LintOptions, LintReport};
-use train::preference::{PreferencePair, read_pair_range};
 use train::trainer::{self, RunOptions};
 use train::{Example, TrainError, TrainSettings};
 
@@ -207,7 +209,7 @@ impl JobsState {
         stop: &AtomicBool,
     ) -> Result<(Vec<DataRow>, BTreeMap<RowLocation, DataRow>), JobError> {
         let path = self.files.path(file);
-        let named = |error| read_error(&error, &path, file);
+        let named = |error| read_error::<DatasetError>(error, &path, file);
         if file.pairs {
             let pairs = read_pair_range(&path, range, stop).map_err(named)?;
             let split = |pair: PreferencePair| {
@@ -241,7 +243,7 @@ impl JobsState {
             None => Vec::new(),
             Some(file) => self.read_rows(file, range, stop)?.0,
         };
-        let stopped = |error| read_error(&error, &self.files.path(file), file);
+        let stopped = |error| read_error::<TrainError>(error, &self.files.path(file), file);
         let mut report =
             lint::lint(&rows, &others, &LintOptions::default(), stop).map_err(stopped)?;
         let all = file.rows + against.map_or(0, |file| file.rows);
@@ -290,7 +292,7 @@ impl JobsState {
         let fraction = TrainSettings::default().validation_fraction;
         let encoder = self.encoder(options);
         let preview = |row: &DataRow| {
-            let message = |error| with_client_name(&error, &path, &file.filename);
+            let message = |error: TrainError| with_client_name(&error, &path, &file.filename);
             preview_row(&encoder, row, message)
         };
         let shown = rows
@@ -309,10 +311,10 @@ impl JobsState {
 }
 
 /// The error of reading or checking rows of `file`, with the client's file name.
-fn read_error(error: &TrainError, path: &Path, file: &StoredFile) -> JobError {
-    match error {
+fn read_error<E: Into<TrainError>>(error: E, path: &Path, file: &StoredFile) -> JobError {
+    match error.into() {
         TrainError::Stopped => JobError::Stopped,
-        _ => JobError::Rows(with_client_name(error, path, &file.filename)),
+        error => JobError::Rows(with_client_name(&error, path, &file.filename)),
     }
 }
 

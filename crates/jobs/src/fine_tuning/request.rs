@@ -405,7 +405,7 @@ mod tests {
             pairs: false,
             hold_out: None,
             content_bytes: None,
-            fields: train::dataset::FieldReport::default(),
+            fields: dataset::FieldReport::default(),
         };
         let mut settings = TrainSettings::default();
         let part = MAX_ROW_BYTES / 65;

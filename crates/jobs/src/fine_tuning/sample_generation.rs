@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dataset::{DataRow, RowContent, RowLocation};
 use formats::atomic_file::AtomicFolder;
 use formats::disk;
 use formats::peft::Dtype;
 use formats::tokenizer::Special;
 use model::YieldPoint;
 use train::TrainTask;
-use train::dataset::{DataRow, RowContent, RowLocation};
 use train::export::{Provenance, peft_adapter};
 use train::progress::{RunPlan, Snapshot};
 use train::trainer::TrainedAdapter;

@@ -1,7 +1,7 @@
 //! The record of an uploaded file: one JSON file next to the client's file.
 
+use dataset::{FieldReport, HoldOut};
 use serde::{Deserialize, Serialize};
-use train::dataset::{FieldReport, HoldOut};
 
 /// The record of an uploaded file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use crate::{crates, files, report, root, sources};
 
 /// Floors by crate. A crate may depend on crates of lower floors only.
-const FLOORS: [(&str, u8); 15] = [
+const FLOORS: [(&str, u8); 16] = [
     ("formats", 0),
     ("sampling", 0),
     ("kernels-common", 0),
     ("gpu", 1),
+    ("dataset", 1),
     ("kernels", 2),
     ("model", 3),
     ("engine", 4),

@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use super::near_duplicates::{Vocabulary, WordSet, near_duplicates};
 use super::report::{Finding, LintOptions, LintProblem, LintReport};
 use super::similarity::masked;
-use crate::dataset::DataRow;
 use crate::error::TrainError;
-use crate::stop::check_stop;
+use dataset::DataRow;
+use dataset::stop::check_stop;
 
 /// Hashes of a row's texts: equal texts have equal hashes. 64 bits with random keys, so that different texts practically never do; the texts
 /// themselves would take as much memory as the file.

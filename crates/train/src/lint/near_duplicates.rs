@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::error::TrainError;
 use crate::rng::Rng;
-use crate::stop::check_stop;
+use dataset::stop::check_stop;
 
 /// The length of a signature.
 const HASHES: usize = 64;

@@ -6,8 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::lengths::TokenLengths;
-use crate::dataset::{DataRow, DatasetScan, EMPTY_ANSWER, FieldReport, RowLocation};
-use crate::error::TrainError;
+use dataset::{DataRow, DatasetError, DatasetScan, EMPTY_ANSWER, FieldReport, RowLocation};
 
 /// The most findings of a kind that a report lists; further ones are counted.
 pub const MAX_FINDINGS: usize = 2000;
@@ -210,7 +209,7 @@ impl LintReport {
         self.fields.add(&scan.fields);
         self.broken_lines += scan.broken_lines;
         for error in &scan.broken {
-            let TrainError::Row {
+            let DatasetError::Row {
                 file,
                 line,
                 field,

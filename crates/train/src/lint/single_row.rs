@@ -4,9 +4,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::report::{Finding, LintOptions, LintProblem, LintReport};
 use super::similarity::numbers;
-use crate::dataset::DataRow;
 use crate::error::TrainError;
-use crate::stop::check_stop;
+use dataset::DataRow;
+use dataset::stop::check_stop;
 
 /// Fewer words than this may be a label or a name, which needs no full stop.
 const SENTENCE: usize = 6;

@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 
 use super::lengths::{TokenLengths, histogram};
 use super::report::{Finding, LintProblem, LintReport};
-use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 use crate::example::{Encoder, Fitted};
-use crate::stop::check_stop;
+use dataset::stop::check_stop;
+use dataset::{DataRow, DatasetError, RowContent, RowLocation};
 
 /// Suffix of findings about a rejected answer.
 const REJECTED: &str = " (the rejected answer)";
@@ -118,7 +118,7 @@ impl Seen<'_> {
         }
         let example = match self.encoder.render(row) {
             Ok(example) => example,
-            Err(TrainError::Row { message, .. }) => {
+            Err(TrainError::Dataset(DatasetError::Row { message, .. })) => {
                 say(LintProblem::Refused, message);
                 return Fate::Other;
             }

@@ -12,12 +12,12 @@ use kernels::{BLOCK_TOKENS, Compute, KvType, LoraType, Run, Span, Tensor};
 use model::{Adapter, Batch, Buffers, Model, YieldPoint};
 use serde::Serialize;
 
-use crate::dataset::{DataRow, RowContent, RowLocation};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, LossMask, TooLong};
 use crate::learner::LossSum;
 use crate::params::LoraParams;
 use crate::yield_guard::{LayerPace, YieldGuard};
+use dataset::{DataRow, RowContent, RowLocation};
 
 /// The built-in neutral text, one sentence a line.
 const NEUTRAL: &str = include_str!("neutral.txt");

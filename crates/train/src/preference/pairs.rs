@@ -5,24 +5,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::dataset::{Columns, DataRow, Dataset, RowContent};
 use crate::error::TrainError;
-
-/// A question with the answer to prefer and the one to reject.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PreferencePair {
-    /// The question and the answer to prefer.
-    pub chosen: DataRow,
-    /// The same question, and the answer to reject.
-    pub rejected: DataRow,
-}
-
-impl PreferencePair {
-    /// Whether both answers are the same, so that neither can be preferred.
-    pub(crate) fn is_same(&self) -> bool {
-        self.rejected.output().trim() == self.chosen.output().trim()
-    }
-}
+use dataset::{Columns, DataRow, Dataset, PreferencePair, RowContent};
 
 /// A persona whose answers are rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,6 @@ use formats::config::ModelConfig;
 use formats::tokenizer::Tokenizer;
 
 use super::{DataReport, TrainTask, TrainTaskSpec};
-use crate::dataset::{Columns, DataRow, Dataset, HoldOut, MAX_BYTES, each_row};
 use crate::error::TrainError;
 use crate::example::{Encoder, Encoding, Example, ExampleBudget, Examples};
 use crate::initial_params::InitialParams;
@@ -16,13 +15,14 @@ use crate::lora_init::target_linears;
 use crate::rng::Rng;
 use crate::settings::TrainSettings;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers};
+use dataset::{Columns, DataRow, Dataset, HoldOut, MAX_BYTES, each_row};
 
 impl TrainTask {
     /// Reads, splits and encodes the data of `spec`, and draws the initial parameters. [`TrainTask::load_pairs`] loads a task of
     /// preference tuning.
     ///
     /// # Errors
-    /// A setting is out of range, a file cannot be read, or a row is broken or too long (see [`crate::dataset`] and
+    /// A setting is out of range, a file cannot be read, or a row is broken or too long (see [`dataset`] and
     /// [`crate::example`]). [`TrainError::Stopped`] once the flag of `spec` is set.
     pub fn load(
         spec: TrainTaskSpec<'_>,

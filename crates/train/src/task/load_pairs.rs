@@ -10,18 +10,19 @@ use formats::tokenizer::Tokenizer;
 
 use super::load::Side;
 use super::{DataReport, TrainTask, TrainTaskSpec};
-use crate::dataset::{Columns, DataRow, Dataset, MAX_BYTES};
 use crate::error::TrainError;
 use crate::example::{Encoder, Example, ExampleBudget, Fitted};
 use crate::initial_params::InitialParams;
 use crate::lora_init::target_linears;
 use crate::preference::{
-    PairCounts, PreferenceData, PreferencePair, RejectedAnswers, RejectedExamples, RejectedPersona,
-    check_pairs, each_pair, holds_pairs,
+    PairCounts, PreferenceData, RejectedAnswers, RejectedExamples, RejectedPersona,
 };
 use crate::rng::Rng;
-use crate::stop::check_stop;
 use crate::vary_identifiers::{IDENTIFIER_STREAM, vary_identifiers_together};
+use dataset::stop::check_stop;
+use dataset::{
+    Columns, DataRow, Dataset, MAX_BYTES, PreferencePair, check_pairs, each_pair, holds_pairs,
+};
 
 impl TrainTask {
     /// Reads `spec` as [`TrainTask::load`] does, for a task whose settings have a `preference`.
@@ -153,10 +154,7 @@ fn read(
     spec: &TrainTaskSpec<'_>,
     rejected_personas: &[RejectedPersona],
 ) -> Result<LoadedPairs, TrainError> {
-    let refuse = |message: String| TrainError::Data {
-        file: spec.train.display().to_string(),
-        message,
-    };
+    let refuse = |message: String| TrainError::data(spec.train.display().to_string(), message);
     let own = holds_pairs(spec.train, &spec.settings.columns)?;
     if own && !rejected_personas.is_empty() {
         let message = "its rows have their own `rejected` answers, so those of another persona cannot be used; leave \
@@ -203,7 +201,7 @@ fn check_own(spec: &TrainTaskSpec<'_>) -> Result<LoadedPairs, TrainError> {
             if side.has(&pair.chosen) {
                 counts.add_row(Some(&pair));
             }
-            Ok(())
+            Ok::<(), TrainError>(())
         })?;
         Ok::<PairCounts, TrainError>(counts)
     };
@@ -296,14 +294,14 @@ fn none_matched(
     } else {
         format!(" of {} ({})", names.join(", "), files.join(", "))
     };
-    TrainError::Data {
-        file: file.to_owned(),
-        message: format!(
+    TrainError::data(
+        file,
+        format!(
             "none of its {} rows has another answer{whose} to the same question: {} questions found none, {} found the \
              same answer; a pair needs two different answers to a question that is the same word for word",
             counts.rows, counts.unanswered, counts.same
         ),
-    }
+    )
 }
 
 /// The chosen and the rejected answers as tokens; a pair stays or goes as a whole.
@@ -365,13 +363,13 @@ impl<'a> PairEncoding<'a> {
         report.dropped += self.dropped;
         report.truncated += self.truncated;
         match self.file {
-            Some(file) if self.chosen.is_empty() => Err(TrainError::Data {
-                file: file.to_string(),
-                message: format!(
+            Some(file) if self.chosen.is_empty() => Err(TrainError::data(
+                file.to_string(),
+                format!(
                     "every one of the {} pairs has an answer longer than `max_length` = {} tokens; raise it",
                     self.pairs, self.encoder.max_length
                 ),
-            }),
+            )),
             _ => Ok((self.chosen, self.rejected)),
         }
     }

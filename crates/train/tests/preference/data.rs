@@ -36,7 +36,7 @@ fn load(
         .map(|(name, file)| RejectedPersona {
             name: (*name).to_owned(),
             files: vec![folder.join(file)],
-            columns: train::dataset::Columns::default(),
+            columns: dataset::Columns::default(),
         })
         .collect();
     let train = folder.join("train.jsonl");
@@ -48,7 +48,7 @@ fn load(
         settings,
         metrics: None,
         max_bytes: usize::MAX,
-        stop: &train::stop::NEVER,
+        stop: &dataset::stop::NEVER,
     };
     let config = testkit::tiny::tiny_config();
     train::TrainTask::load_pairs(source, &siblings, &config, &tokenizer, &template)

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use dataset::stop::NEVER;
+use dataset::{Columns, DataRow, held_out};
 use serde_json::json;
-use train::dataset::{Columns, DataRow, held_out};
 use train::lint::{self, LintOptions, LintProblem, LintReport, MAX_FINDINGS, TokenLengths};
-use train::stop::NEVER;
 
 use crate::cli::data::reader::{Reader, ReaderArgs, scan};
 use crate::cli::exit::ExitStatus;

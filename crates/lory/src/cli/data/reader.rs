@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use train::dataset::{Columns, DataRow, Dataset, DatasetScan, RowLocation};
+use dataset::{
+    Columns, DataRow, Dataset, DatasetError, DatasetScan, RowLocation, holds_pairs, scan_pairs,
+};
+use train::TrainSettings;
 use train::example::Encoder;
-use train::preference::{holds_pairs, scan_pairs};
-use train::{TrainError, TrainSettings};
 
 use base::BaseText;
 
@@ -47,7 +48,7 @@ pub(crate) fn scan(
     path: &Path,
     columns: &Columns,
     rejected: &mut BTreeMap<RowLocation, DataRow>,
-) -> Result<DatasetScan, TrainError> {
+) -> Result<DatasetScan, DatasetError> {
     if !holds_pairs(path, columns)? {
         return Dataset::scan(path, columns);
     }

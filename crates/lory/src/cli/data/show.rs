@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use console::Style;
+use dataset::{DataRow, DatasetError, held_out};
 use formats::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use train::Example;
-use train::dataset::{DataRow, held_out};
 use train::example::{Encoder, Fitted};
 
 use crate::cli::data::reader::{Reader, ReaderArgs, scan};
@@ -85,7 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let mut rejected = BTreeMap::new();
     let scan = scan(&file, &reader.settings.columns, &mut rejected)?;
     if let Some(line) = args.line {
-        let at = |error: &&train::TrainError| matches!(error, train::TrainError::Row { line: at, .. } if *at == line);
+        let at = |error: &&DatasetError| matches!(error, DatasetError::Row { line: at, .. } if *at == line);
         if let Some(error) = scan.broken.iter().find(at) {
             anyhow::bail!("{error}");
         }

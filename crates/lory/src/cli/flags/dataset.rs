@@ -1,6 +1,6 @@
 //! How dataset rows are read and tokenized: flags of `lory train` and `lory data`, and notes on rows that are held out or too long.
 
-use train::dataset::Columns;
+use dataset::Columns;
 use train::example::{LossMask, TooLong};
 use train::{TrainSettings, TrainTask};
 

@@ -333,7 +333,7 @@ fn load(target: &Target, base: &Base, checkpoint: &Path) -> anyhow::Result<Train
         settings: target.settings.clone(),
         metrics: Some(target.out.join("metrics.jsonl")),
         max_bytes: usize::MAX,
-        stop: &train::stop::NEVER,
+        stop: &dataset::stop::NEVER,
     };
     let (config, tokenizer, template) = (base.model.config(), &base.tokenizer, &base.template);
     let mut task = if target.settings.preference.is_some() {

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use dataset::holds_pairs;
 use formats::atomic_file::{self, AtomicFolder};
 use formats::{disk, peft};
 use registry::{BlendPart, Personas};
 use train::params::LoraParams;
-use train::preference::{PairCounts, RejectedPersona, holds_pairs};
+use train::preference::{PairCounts, RejectedPersona};
 use train::{TrainSettings, TrainTask};
 
 use crate::cli::exit::UsageError;

@@ -4,14 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use dataset::DatasetError;
+use dataset::stop::NEVER;
+use dataset::{Columns, DataRow, Dataset, MAX_BYTES, MAX_COLUMNS, MAX_LINE, RowRange, read_range};
+use dataset::{holds_pairs, scan_pairs};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use train::TrainError;
-use train::dataset::{
-    Columns, DataRow, Dataset, MAX_BYTES, MAX_COLUMNS, MAX_LINE, RowRange, read_range,
-};
-use train::preference::{holds_pairs, scan_pairs};
-use train::stop::NEVER;
 
 const JSONL: &str = "{\"prompt\":\"p1\",\"completion\":\"c1\"}\n{\"prompt\":\"p2\",\"completion\":\"c, \\\"2\\\"\"}\n";
 
@@ -639,5 +637,5 @@ fn range_of_rows_is_read_without_parsing_the_others() {
         max_bytes: 1,
     };
     let stopped = read_range(&path, &Columns::default(), range, &stop);
-    assert!(matches!(stopped, Err(TrainError::Stopped)));
+    assert!(matches!(stopped, Err(DatasetError::Stopped)));
 }

@@ -5,13 +5,13 @@
 use formats::chat_template::{Message, alpaca_prompt};
 use serde_json::{Map, Value};
 
-use super::context;
-use super::conversation::{MAX_TURNS, Turns, turn, turns_of};
-use super::field_report::FieldReport;
-use super::fields::{EMPTY_ANSWER, Fields, text};
-use super::row::intent;
-use super::{Columns, DataRow, RowContent, RowLocation};
-use crate::error::TrainError;
+use crate::context;
+use crate::conversation::{MAX_TURNS, Turns, turn, turns_of};
+use crate::error::DatasetError;
+use crate::field_report::FieldReport;
+use crate::fields::{EMPTY_ANSWER, Fields, text};
+use crate::row::intent;
+use crate::{Columns, DataRow, RowContent, RowLocation};
 
 /// Names of the chosen and the rejected answer: in most data sets, and in OpenAI's, whose prompt is `input.messages`.
 const ANSWERS: [[&str; 2]; 2] = [
@@ -38,7 +38,7 @@ pub(crate) fn parse_pair(
     location: &RowLocation,
     columns: &Columns,
     report: &mut FieldReport,
-) -> Result<[DataRow; 2], TrainError> {
+) -> Result<[DataRow; 2], DatasetError> {
     let fields = Fields::new(object, columns, location);
     let [plain, openai] = ANSWERS;
     let names = match fields.has(openai[0]) {
@@ -51,7 +51,7 @@ pub(crate) fn parse_pair(
     let (prompt, skipped) = split(question, &chosen, &rejected, names, &fields)?;
     let tools = openai_tools(&fields).or_else(|| context::tools(&fields));
     let intent = intent(&fields);
-    let answered = |answer: &[Message], name| -> Result<DataRow, TrainError> {
+    let answered = |answer: &[Message], name| -> Result<DataRow, DatasetError> {
         Ok(DataRow {
             location: location.clone(),
             content: RowContent::Messages(answered(&prompt, answer, name, &fields)?),
@@ -77,7 +77,7 @@ struct Question {
     before: usize,
 }
 
-fn question(fields: &Fields<'_>, is_openai: bool) -> Result<Question, TrainError> {
+fn question(fields: &Fields<'_>, is_openai: bool) -> Result<Question, DatasetError> {
     let (field, asked) = if is_openai {
         let input = fields.get("input").and_then(|input| input.get("messages"));
         let asked = input.filter(|value| !value.is_null());
@@ -127,7 +127,7 @@ fn split(
     rejected: &[Message],
     names: [&'static str; 2],
     fields: &Fields<'_>,
-) -> Result<(Vec<Message>, usize), TrainError> {
+) -> Result<(Vec<Message>, usize), DatasetError> {
     let alike = chosen.iter().zip(rejected).take_while(|(a, b)| a == b);
     let common = alike.count().min(chosen.len() - 1).min(rejected.len() - 1);
     let Question {
@@ -184,7 +184,7 @@ fn answered(
     answer: &[Message],
     field: &'static str,
     fields: &Fields<'_>,
-) -> Result<Vec<Message>, TrainError> {
+) -> Result<Vec<Message>, DatasetError> {
     match answer {
         [answer] if answer.role == "assistant" => {
             let mut turns = prompt.to_vec();
@@ -204,7 +204,7 @@ fn answered(
 }
 
 /// The turns of an answer.
-fn answer(fields: &Fields<'_>, name: &'static str) -> Result<Vec<Message>, TrainError> {
+fn answer(fields: &Fields<'_>, name: &'static str) -> Result<Vec<Message>, DatasetError> {
     let Some(value) = fields.get(name) else {
         let message = "is missing; a preference row has both `chosen` and `rejected`";
         return Err(fields.error(name, message));
@@ -249,7 +249,7 @@ fn messages(
     field: &str,
     role: &str,
     fields: &Fields<'_>,
-) -> Result<Turns, TrainError> {
+) -> Result<Turns, DatasetError> {
     match value {
         Value::String(content) if content.trim().is_empty() => Err(fields.error(field, "is empty")),
         Value::String(_) => {

@@ -7,9 +7,9 @@ use formats::chat_template::{
 };
 use serde_json::{Map, Value};
 
-use super::field_report::shortened;
-use super::fields::{EMPTY_ANSWER, Fields, is_nothing, kind, text};
-use crate::error::TrainError;
+use crate::error::DatasetError;
+use crate::field_report::shortened;
+use crate::fields::{EMPTY_ANSWER, Fields, is_nothing, kind, text};
 
 /// Most turns of a conversation.
 pub const MAX_TURNS: usize = 1000;
@@ -19,34 +19,34 @@ const SPELLINGS: &str = "`role` and `content`, or `from` and `value`";
 
 /// Turns in Lory's roles (system, user, assistant), and the marks of their answers.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Turns {
-    pub(super) messages: Vec<Message>,
+pub(crate) struct Turns {
+    pub(crate) messages: Vec<Message>,
     /// For each message of the assistant, in order, whether a mark says that it is trained.
-    pub(super) marks: Vec<Option<bool>>,
+    pub(crate) marks: Vec<Option<bool>>,
 }
 
 impl Turns {
     /// One turn of `role` without a mark.
-    pub(super) fn of(role: &str, content: impl Into<String>) -> Turns {
+    pub(crate) fn of(role: &str, content: impl Into<String>) -> Turns {
         let mut turns = Turns::default();
         turns.push(role, content);
         turns
     }
 
-    pub(super) fn push(&mut self, role: &str, content: impl Into<String>) {
+    pub(crate) fn push(&mut self, role: &str, content: impl Into<String>) {
         self.messages.push(Message::new(role, content));
         if role == "assistant" {
             self.marks.push(None);
         }
     }
 
-    pub(super) fn append(&mut self, other: Turns) {
+    pub(crate) fn append(&mut self, other: Turns) {
         self.messages.extend(other.messages);
         self.marks.extend(other.marks);
     }
 
     /// Cuts off the turns after the last answer that may be trained: neither mask uses them. False if there is no such answer.
-    pub(super) fn end_at_trained_answer(&mut self) -> bool {
+    pub(crate) fn end_at_trained_answer(&mut self) -> bool {
         while self.marks.last() == Some(&Some(false)) {
             self.marks.pop();
             let is_answer = |message: &Message| message.role == "assistant";
@@ -61,7 +61,10 @@ impl Turns {
 }
 
 /// The turns in `field`, the last of which is the assistant's.
-pub(super) fn conversation(fields: &Fields<'_>, field: &'static str) -> Result<Turns, TrainError> {
+pub(crate) fn conversation(
+    fields: &Fields<'_>,
+    field: &'static str,
+) -> Result<Turns, DatasetError> {
     let turns = turns(fields, field)?;
     match turns.messages.last() {
         Some(last) if last.role == "assistant" => Ok(turns),
@@ -77,7 +80,7 @@ pub(super) fn conversation(fields: &Fields<'_>, field: &'static str) -> Result<T
 }
 
 /// The turns in `field`, a list that is not empty.
-pub(super) fn turns(fields: &Fields<'_>, field: &'static str) -> Result<Turns, TrainError> {
+pub(crate) fn turns(fields: &Fields<'_>, field: &'static str) -> Result<Turns, DatasetError> {
     let list = match fields.get(field) {
         Some(Value::Array(list)) => list,
         other => {
@@ -92,11 +95,11 @@ pub(super) fn turns(fields: &Fields<'_>, field: &'static str) -> Result<Turns, T
 }
 
 /// The turns of `list`, which is the value of `field` or is in it.
-pub(super) fn turns_of(
+pub(crate) fn turns_of(
     list: &[Value],
     field: &str,
     fields: &Fields<'_>,
-) -> Result<Turns, TrainError> {
+) -> Result<Turns, DatasetError> {
     if list.is_empty() {
         return Err(fields.error(field, "the list is empty"));
     }
@@ -121,7 +124,7 @@ pub(super) fn turns_of(
 }
 
 /// Reads turn `i` and its mark. The error is the path of the invalid field below the turn, and a message.
-pub(super) fn turn(
+pub(crate) fn turn(
     item: &Value,
     i: usize,
     field: &str,

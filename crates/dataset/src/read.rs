@@ -9,12 +9,12 @@ use formats::data_file::{ContentTooLarge, DataFile, Record, Records, data_files,
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::field_report::FieldReport;
-use super::record::{may_be_left_out, record_object};
-use super::row::parse_row;
-use super::{Columns, DataRow, Dataset, HoldOut, RowLocation};
-use crate::error::TrainError;
+use crate::error::DatasetError;
+use crate::field_report::FieldReport;
+use crate::record::{may_be_left_out, record_object};
+use crate::row::parse_row;
 use crate::stop::{NEVER, check_stop};
+use crate::{Columns, DataRow, Dataset, HoldOut, RowLocation};
 
 /// Most rows of a data file or folder.
 pub const MAX_ROWS: usize = 1_000_000;
@@ -28,16 +28,16 @@ pub const MAX_BROKEN: usize = 1000;
 const NAMED: usize = 10;
 
 /// Reads the object of a record; `None` for a row that is left out.
-type ReadRow<'a, T> = dyn FnMut(&Map<String, Value>, RowLocation, &mut FieldReport) -> Result<Option<T>, TrainError>
-    + 'a;
+type ReadRow<'a, T, E = DatasetError> =
+    dyn FnMut(&Map<String, Value>, RowLocation, &mut FieldReport) -> Result<Option<T>, E> + 'a;
 
 /// A data file and all its errors.
 #[derive(Debug)]
 pub struct DatasetScan {
     /// The rows that are whole; may be empty.
     pub data: Dataset,
-    /// What is wrong with the broken lines, in their order: [`TrainError::Row`], at most [`MAX_BROKEN`] of them.
-    pub broken: Vec<TrainError>,
+    /// What is wrong with the broken lines, in their order: [`DatasetError::Row`], at most [`MAX_BROKEN`] of them.
+    pub broken: Vec<DatasetError>,
     /// How many lines are broken.
     pub broken_lines: usize,
     /// What became of the fields of the rows.
@@ -50,12 +50,12 @@ impl DatasetScan {
     /// The rows, where no line is broken and there is at least one.
     ///
     /// # Errors
-    /// [`TrainError::Row`] where one line is broken, [`TrainError::Rows`] where several are, [`TrainError::Data`] where
+    /// [`DatasetError::Row`] where one line is broken, [`DatasetError::Rows`] where several are, [`DatasetError::Data`] where
     /// there are no rows.
-    pub fn whole(mut self) -> Result<Dataset, TrainError> {
+    pub fn whole(mut self) -> Result<Dataset, DatasetError> {
         let file = self.data.file.to_string();
         match self.broken_lines {
-            0 if self.data.rows.is_empty() => Err(TrainError::Data {
+            0 if self.data.rows.is_empty() => Err(DatasetError::File {
                 file,
                 message: match self.fields.skipped_rows() {
                     0 => no_rows(&self.data.file, self.bytes).to_owned(),
@@ -73,7 +73,7 @@ impl DatasetScan {
             1 => Err(self.broken.remove(0)),
             count => {
                 self.broken.truncate(NAMED);
-                Err(TrainError::Rows {
+                Err(DatasetError::Rows {
                     file,
                     count,
                     first: self.broken,
@@ -88,7 +88,7 @@ impl Dataset {
     ///
     /// # Errors
     /// As [`Dataset::read_as`].
-    pub fn read(path: &Path) -> Result<Self, TrainError> {
+    pub fn read(path: &Path) -> Result<Self, DatasetError> {
         Self::read_as(path, &Columns::default())
     }
 
@@ -96,7 +96,7 @@ impl Dataset {
     ///
     /// # Errors
     /// As [`Dataset::scan`] and [`DatasetScan::whole`].
-    pub fn read_as(path: &Path, columns: &Columns) -> Result<Self, TrainError> {
+    pub fn read_as(path: &Path, columns: &Columns) -> Result<Self, DatasetError> {
         Self::scan(path, columns)?.whole()
     }
 
@@ -104,30 +104,30 @@ impl Dataset {
     ///
     /// # Errors
     /// As [`Dataset::scan`] and [`DatasetScan::whole`].
-    pub fn parse(reader: impl BufRead, name: &str) -> Result<Self, TrainError> {
+    pub fn parse(reader: impl BufRead, name: &str) -> Result<Self, DatasetError> {
         Self::scan_from(reader, name, &Columns::default())?.whole()
     }
 
     /// Reads the file at `path` to its end, whatever its lines are.
     ///
-    /// A line is broken that is longer than [`MAX_LINE`](super::MAX_LINE), not UTF-8, not a JSON object, not of a known shape, has a field of the
+    /// A line is broken that is longer than [`MAX_LINE`](crate::MAX_LINE), not UTF-8, not a JSON object, not of a known shape, has a field of the
     /// wrong type, or an empty question or answer.
     ///
     /// # Errors
     /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows, [`MAX_SKIPPED`] other records or [`MAX_BYTES`] bytes.
-    pub fn scan(path: &Path, columns: &Columns) -> Result<DatasetScan, TrainError> {
+    pub fn scan(path: &Path, columns: &Columns) -> Result<DatasetScan, DatasetError> {
         Self::scan_until(path, columns, &NEVER)
     }
 
     /// As [`Dataset::scan`], until `stop` is set.
     ///
     /// # Errors
-    /// As [`Dataset::scan`], and [`TrainError::Stopped`].
+    /// As [`Dataset::scan`], and [`DatasetError::Stopped`].
     pub fn scan_until(
         path: &Path,
         columns: &Columns,
         stop: &AtomicBool,
-    ) -> Result<DatasetScan, TrainError> {
+    ) -> Result<DatasetScan, DatasetError> {
         Self::scan_with(path, stop, &mut |object, location, fields| {
             parse_row(object, location, columns, fields)
         })
@@ -141,7 +141,7 @@ impl Dataset {
         reader: impl BufRead,
         name: &str,
         columns: &Columns,
-    ) -> Result<DatasetScan, TrainError> {
+    ) -> Result<DatasetScan, DatasetError> {
         Self::scan_reader(reader, name, &mut |object, location, fields| {
             parse_row(object, location, columns, fields)
         })
@@ -152,7 +152,7 @@ impl Dataset {
         reader: impl BufRead,
         name: &str,
         row: &mut ReadRow<'_, DataRow>,
-    ) -> Result<DatasetScan, TrainError> {
+    ) -> Result<DatasetScan, DatasetError> {
         let mut scanner = Scanner::new(&NEVER, MAX_BYTES);
         let row = &mut |object: &_, location, fields: &mut _| keep(row(object, location, fields));
         scanner.read(DataFile::of(reader, name, MAX_BYTES)?, name, row)?;
@@ -169,7 +169,7 @@ impl Dataset {
         columns: &Columns,
         most: u64,
         stop: &AtomicBool,
-    ) -> Result<CheckedFile, TrainError> {
+    ) -> Result<CheckedFile, DatasetError> {
         Self::check_with(path, most, stop, &mut |object, location, fields| {
             parse_row(object, location, columns, fields)
         })
@@ -181,7 +181,7 @@ impl Dataset {
         most: u64,
         stop: &AtomicBool,
         row: &mut ReadRow<'_, DataRow>,
-    ) -> Result<CheckedFile, TrainError> {
+    ) -> Result<CheckedFile, DatasetError> {
         let (mut rows, mut hold_out) = (0, HoldOut::default());
         let mut scan = scan_files(path, most, stop, &mut |object, location, fields| {
             let Some(row) = row(object, location, fields)? else {
@@ -209,7 +209,7 @@ impl Dataset {
         path: &Path,
         stop: &AtomicBool,
         row: &mut ReadRow<'_, DataRow>,
-    ) -> Result<DatasetScan, TrainError> {
+    ) -> Result<DatasetScan, DatasetError> {
         scan_files(path, MAX_BYTES, stop, &mut |object, location, fields| {
             keep(row(object, location, fields))
         })
@@ -230,7 +230,9 @@ fn no_rows(name: &str, bytes: u64) -> &'static str {
 }
 
 /// A row that counts is kept.
-fn keep(row: Result<Option<DataRow>, TrainError>) -> Result<Option<Option<DataRow>>, TrainError> {
+fn keep(
+    row: Result<Option<DataRow>, DatasetError>,
+) -> Result<Option<Option<DataRow>>, DatasetError> {
     row.map(|row| row.map(Some))
 }
 
@@ -240,7 +242,7 @@ fn scan_files(
     most: u64,
     stop: &AtomicBool,
     row: &mut ReadRow<'_, Option<DataRow>>,
-) -> Result<DatasetScan, TrainError> {
+) -> Result<DatasetScan, DatasetError> {
     let mut scanner = Scanner::new(stop, most);
     for file in data_files(path)? {
         let source = DataFile::open(&file, scanner.left)?;
@@ -271,12 +273,12 @@ impl<'s> RecordReader<'s> {
     }
 
     /// Calls `read` with each record of the file `name` that is not blank. False if `read` needs no further ones.
-    fn each(
+    fn each<E: From<DatasetError>>(
         &mut self,
         records: &mut Records<impl BufRead>,
         name: &str,
-        read: &mut dyn FnMut(&Record<'_>, RowLocation) -> Result<Read, TrainError>,
-    ) -> Result<bool, TrainError> {
+        read: &mut dyn FnMut(&Record<'_>, RowLocation) -> Result<Read, E>,
+    ) -> Result<bool, E> {
         let file: Arc<str> = name.into();
         loop {
             check_stop(self.stop)?;
@@ -298,7 +300,7 @@ impl<'s> RecordReader<'s> {
                     let message = format!(
                         "more than {MAX_SKIPPED} lines are blank, broken, or left out by their marks; remove them"
                     );
-                    return Err(data_error(name, message));
+                    return Err(data_error(name, message).into());
                 }
                 Read::Skipped => self.skipped += 1,
                 Read::Enough => return Ok(false),
@@ -316,7 +318,7 @@ struct Scanner<'s> {
     bytes: u64,
     left: u64,
     rows: Vec<DataRow>,
-    broken: Vec<TrainError>,
+    broken: Vec<DatasetError>,
     broken_lines: usize,
     fields: FieldReport,
     /// The name and the hash of each file.
@@ -344,7 +346,7 @@ impl<'s> Scanner<'s> {
         source: DataFile<'_>,
         name: &str,
         row: &mut ReadRow<'_, Option<DataRow>>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<(), DatasetError> {
         let mut records = Records::new(source.content, source.layout);
         let Self {
             reader,
@@ -410,9 +412,9 @@ impl<'s> Scanner<'s> {
 }
 
 /// The error of a file with too many records, with the first broken one, which shows why.
-fn with_first_broken(error: TrainError, broken: Option<&TrainError>) -> TrainError {
+fn with_first_broken(error: DatasetError, broken: Option<&DatasetError>) -> DatasetError {
     match (error, broken) {
-        (TrainError::Data { file, message }, Some(broken)) => TrainError::Data {
+        (DatasetError::File { file, message }, Some(broken)) => DatasetError::File {
             file,
             message: format!("{message}. The first broken line is {broken}"),
         },
@@ -421,10 +423,10 @@ fn with_first_broken(error: TrainError, broken: Option<&TrainError>) -> TrainErr
 }
 
 /// The error of reading the file `name`.
-fn unreadable(source: io::Error, name: &str) -> TrainError {
+fn unreadable(source: io::Error, name: &str) -> DatasetError {
     match source.get_ref() {
         Some(cause) if cause.is::<ContentTooLarge>() => data_error(name, cause.to_string()),
-        _ => TrainError::Read {
+        _ => DatasetError::Read {
             path: name.into(),
             source,
         },
@@ -432,8 +434,8 @@ fn unreadable(source: io::Error, name: &str) -> TrainError {
 }
 
 /// The error of the whole file `name`.
-fn data_error(name: &str, message: String) -> TrainError {
-    TrainError::Data {
+fn data_error(name: &str, message: String) -> DatasetError {
+    DatasetError::File {
         file: name.to_owned(),
         message,
     }
@@ -469,13 +471,13 @@ pub struct RowRange {
 /// parsed, unless a mark may leave them out; lines after it are not read.
 ///
 /// # Errors
-/// The file cannot be read, a line in the range is broken, or [`TrainError::Stopped`].
+/// The file cannot be read, a line in the range is broken, or [`DatasetError::Stopped`].
 pub fn read_range(
     path: &Path,
     columns: &Columns,
     range: RowRange,
     stop: &AtomicBool,
-) -> Result<Vec<DataRow>, TrainError> {
+) -> Result<Vec<DataRow>, DatasetError> {
     parse_range(path, range, stop, &mut |object, location, fields| {
         parse_row(object, location, columns, fields)
     })
@@ -491,7 +493,7 @@ pub fn read_first(
     limit: usize,
     stop: &AtomicBool,
     keep: impl Fn(&DataRow) -> bool,
-) -> Result<Vec<DataRow>, TrainError> {
+) -> Result<Vec<DataRow>, DatasetError> {
     let range = RowRange::first(limit);
     parse_range(path, range, stop, &mut |object, location, fields| {
         let row = parse_row(object, location, columns, fields)?;
@@ -503,18 +505,18 @@ pub fn read_first(
 ///
 /// # Errors
 /// As [`read_range`], and those of `visit`.
-pub(crate) fn each_row(
+pub fn each_row<E: From<DatasetError>>(
     path: &Path,
     columns: &Columns,
     stop: &AtomicBool,
-    visit: &mut dyn FnMut(DataRow) -> Result<(), TrainError>,
-) -> Result<(), TrainError> {
+    visit: &mut dyn FnMut(DataRow) -> Result<(), E>,
+) -> Result<(), E> {
     let all = RowRange::first(usize::MAX);
     parse_range(path, all, stop, &mut |object, location, fields| {
         if let Some(row) = parse_row(object, location, columns, fields)? {
             visit(row)?;
         }
-        Ok(None::<DataRow>)
+        Ok::<_, E>(None::<DataRow>)
     })?;
     Ok(())
 }
@@ -531,14 +533,14 @@ impl RowRange {
 }
 
 /// The object of the first record of the file at `path`, or of the first file of a folder that has one; `None` if it is broken.
-pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, TrainError> {
+pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, DatasetError> {
     let mut reader = RecordReader::new(&NEVER);
     let mut first = None;
     for path in data_files(path)? {
         let DataFile { content, layout } = DataFile::open(&path, MAX_BYTES)?;
         let mut records = Records::new(content.without_hash(), layout);
         let name = path.display().to_string();
-        let more = reader.each(&mut records, &name, &mut |record, location| {
+        let more = reader.each::<DatasetError>(&mut records, &name, &mut |record, location| {
             first = record_object(record, &location).ok();
             Ok(Read::Enough)
         })?;
@@ -550,21 +552,22 @@ pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, Tr
 }
 
 /// As [`read_range`], for rows of another shape: `row` reads one record. A row for which it returns `None` does not count.
-pub(crate) fn parse_range<T>(
+pub(crate) fn parse_range<T, E: From<DatasetError>>(
     path: &Path,
     range: RowRange,
     stop: &AtomicBool,
-    row: &mut ReadRow<'_, T>,
-) -> Result<Vec<T>, TrainError> {
+    row: &mut ReadRow<'_, T, E>,
+) -> Result<Vec<T>, E> {
     let mut reader = RecordReader::new(stop);
     let mut rows = Vec::new();
     let mut fields = FieldReport::default();
     let (mut seen, mut bytes, mut left) = (0, 0, MAX_BYTES);
-    for path in data_files(path)? {
-        let DataFile { content, layout } = DataFile::open(&path, left)?;
+    for path in data_files(path).map_err(DatasetError::from)? {
+        let DataFile { content, layout } =
+            DataFile::open(&path, left).map_err(DatasetError::from)?;
         let mut records = Records::new(content.without_hash(), layout);
         let name = path.display().to_string();
-        let more = reader.each(&mut records, &name, &mut |record, location| {
+        let more = reader.each::<E>(&mut records, &name, &mut |record, location| {
             let mut parse = |record: &Record<'_>| {
                 let object = record_object(record, &location)?;
                 row(&object, location.clone(), &mut fields)

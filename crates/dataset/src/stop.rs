@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::TrainError;
+use crate::error::DatasetError;
 
 /// A flag that is never set, for work that runs to its end.
 pub static NEVER: AtomicBool = AtomicBool::new(false);
@@ -10,10 +10,10 @@ pub static NEVER: AtomicBool = AtomicBool::new(false);
 /// Checks the flag; work calls it between two rows.
 ///
 /// # Errors
-/// [`TrainError::Stopped`] once the flag is set.
-pub(crate) fn check_stop(stop: &AtomicBool) -> Result<(), TrainError> {
+/// [`DatasetError::Stopped`] once the flag is set.
+pub fn check_stop(stop: &AtomicBool) -> Result<(), DatasetError> {
     match stop.load(Ordering::Relaxed) {
-        true => Err(TrainError::Stopped),
+        true => Err(DatasetError::Stopped),
         false => Ok(()),
     }
 }

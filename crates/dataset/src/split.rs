@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{DataRow, Dataset};
+use crate::{DataRow, Dataset};
 
 /// For each row whether it is held out: about `fraction` of them, selected by a hash of their text.
 ///

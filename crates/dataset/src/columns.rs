@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrainError;
+use crate::error::DatasetError;
 
 /// The fields that a column can be read as.
 const FIELDS: [&str; 16] = [
@@ -41,11 +41,8 @@ impl Columns {
     ///
     /// # Errors
     /// A field that rows do not have, a column without a name, or one that is read as another field already.
-    pub fn set(&mut self, field: &str, column: &str) -> Result<(), TrainError> {
-        let refuse = |message| TrainError::Setting {
-            name: "columns",
-            message,
-        };
+    pub fn set(&mut self, field: &str, column: &str) -> Result<(), DatasetError> {
+        let refuse = DatasetError::Columns;
         if !FIELDS.contains(&field) {
             let known = FIELDS.join(", ");
             return Err(refuse(format!(
@@ -77,7 +74,7 @@ impl Columns {
     }
 
     /// The column that `field` is read from; none where its own name is read as another field.
-    pub(super) fn column<'a>(&'a self, field: &'a str) -> Option<&'a str> {
+    pub(crate) fn column<'a>(&'a self, field: &'a str) -> Option<&'a str> {
         match self.0.get(field) {
             Some(column) => Some(column),
             None if self.0.values().any(|column| column == field) => None,
@@ -87,9 +84,9 @@ impl Columns {
 }
 
 impl TryFrom<BTreeMap<String, String>> for Columns {
-    type Error = TrainError;
+    type Error = DatasetError;
 
-    fn try_from(map: BTreeMap<String, String>) -> Result<Self, TrainError> {
+    fn try_from(map: BTreeMap<String, String>) -> Result<Self, DatasetError> {
         let mut columns = Self::default();
         for (field, column) in &map {
             columns.set(field, column)?;

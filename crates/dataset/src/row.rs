@@ -7,30 +7,33 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use super::context;
-use super::conversation::{Turns, conversation, turns};
-use super::field_report::{FieldReport, shortened};
-use super::fields::{Fields, kind};
-use super::{Columns, DataRow, RowContent, RowLocation};
-use crate::error::TrainError;
+use crate::context;
+use crate::conversation::{Turns, conversation, turns};
+use crate::error::DatasetError;
+use crate::field_report::{FieldReport, shortened};
+use crate::fields::{Fields, kind};
+use crate::{Columns, DataRow, RowContent, RowLocation};
 
 /// The object of a line, whatever its columns are.
-pub(super) fn object(text: &str, location: &RowLocation) -> Result<Map<String, Value>, TrainError> {
-    let invalid = |error| TrainError::row(location, invalid_json(text, &error));
+pub(crate) fn object(
+    text: &str,
+    location: &RowLocation,
+) -> Result<Map<String, Value>, DatasetError> {
+    let invalid = |error| DatasetError::row(location, invalid_json(text, &error));
     if !text.trim_start().starts_with('{') {
         let value: Value = serde_json::from_str(text).map_err(invalid)?;
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
             kind(&value)
         );
-        return Err(TrainError::row(location, message));
+        return Err(DatasetError::row(location, message));
     }
     let RowObject { fields, duplicate } = serde_json::from_str(text).map_err(invalid)?;
     match duplicate {
         None => Ok(fields),
         Some(name) => {
             let message = "is given twice; remove one of them";
-            Err(TrainError::field(location, shortened(&name), message))
+            Err(DatasetError::field(location, shortened(&name), message))
         }
     }
 }
@@ -70,12 +73,12 @@ impl<'de> Visitor<'de> for RowObjectVisitor {
 }
 
 /// Reads a row and adds its fields to the report; `None` if a mark leaves it out, which is counted there.
-pub(super) fn parse_row(
+pub(crate) fn parse_row(
     object: &Map<String, Value>,
     location: RowLocation,
     columns: &Columns,
     report: &mut FieldReport,
-) -> Result<Option<DataRow>, TrainError> {
+) -> Result<Option<DataRow>, DatasetError> {
     let fields = Fields::new(object, columns, &location);
     if is_negative(&fields) {
         report.skip(NEGATIVE);
@@ -106,7 +109,7 @@ const NEGATIVE: &str = "label: false";
 const UNTRAINED: &str = "weight: 0 on every answer";
 
 /// The column `intent`, if it has a text.
-pub(super) fn intent(fields: &Fields<'_>) -> Option<String> {
+pub(crate) fn intent(fields: &Fields<'_>) -> Option<String> {
     fields
         .get("intent")
         .and_then(Value::as_str)
@@ -176,7 +179,7 @@ fn field_of_error(text: &str) -> Option<String> {
 type Marked = (RowContent, Vec<Option<bool>>);
 
 /// The content of a row in any shape; `None` if marks leave no answer to train.
-fn content(fields: &Fields<'_>) -> Result<Option<Marked>, TrainError> {
+fn content(fields: &Fields<'_>) -> Result<Option<Marked>, DatasetError> {
     let plain = |content| Ok(Some((content, Vec::new())));
     // Complete shapes first, so that a stray column named `text` or `prompt` does not hide the one that was meant.
     if fields.has("messages") {
@@ -208,12 +211,12 @@ fn content(fields: &Fields<'_>) -> Result<Option<Marked>, TrainError> {
     } else if fields.has("text") {
         plain(RowContent::Text(fields.required("text")?))
     } else {
-        Err(TrainError::row(fields.location, no_shape(fields)))
+        Err(DatasetError::row(fields.location, no_shape(fields)))
     }
 }
 
 /// A prompt and its completion, each a text or a list of turns.
-fn completion(fields: &Fields<'_>) -> Result<Option<Marked>, TrainError> {
+fn completion(fields: &Fields<'_>) -> Result<Option<Marked>, DatasetError> {
     let is_list = |field| matches!(fields.peek(field), Some(Value::Array(_)));
     let earlier = before(fields);
     if !is_list("prompt") && !is_list("completion") && earlier.is_none() {

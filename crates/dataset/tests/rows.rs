@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use train::dataset::{
-    Columns, DataRow, Dataset, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE, MAX_TURNS, RowContent,
-    held_out,
+use dataset::{
+    Columns, DataRow, Dataset, DatasetError, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_LINE,
+    MAX_TURNS, RowContent, held_out,
 };
-use train::{TrainError, TrainSettings};
 
-fn parse(text: &str) -> Result<Dataset, TrainError> {
+fn parse(text: &str) -> Result<Dataset, DatasetError> {
     Dataset::parse(text.as_bytes(), "rows.jsonl")
 }
 
@@ -28,7 +27,7 @@ fn columns(pairs: &[(&str, &str)]) -> Columns {
     columns
 }
 
-fn renamed(text: &str, pairs: &[(&str, &str)]) -> Result<Dataset, TrainError> {
+fn renamed(text: &str, pairs: &[(&str, &str)]) -> Result<Dataset, DatasetError> {
     Dataset::scan_from(text.as_bytes(), "rows.jsonl", &columns(pairs))?.whole()
 }
 
@@ -136,39 +135,6 @@ fn columns_can_be_renamed() {
             &[("conversations", "dialog")]
         )
         .contains("field `dialog[0].from`: (read as `conversations`) role `bot`")
-    );
-}
-
-#[test]
-fn columns_are_read_from_a_settings_table() {
-    let settings: TrainSettings =
-        serde_json::from_str(r#"{"columns":{"instruction":"question","output":"answer"}}"#)
-            .unwrap();
-    assert_eq!(
-        settings.columns,
-        columns(&[("instruction", "question"), ("output", "answer")])
-    );
-    let refusal = |text: &str| {
-        serde_json::from_str::<TrainSettings>(text)
-            .unwrap_err()
-            .to_string()
-    };
-    assert!(
-        refusal(r#"{"columns":{"question":"instruction"}}"#)
-            .contains("rows have no field `question`; the fields are messages")
-    );
-    assert!(
-        refusal(r#"{"columns":{"prompt":"x","text":"x"}}"#)
-            .contains("column `x` cannot be both `prompt` and `text`")
-    );
-    assert!(
-        refusal(r#"{"columns":{"prompt":""}}"#).contains("`prompt` needs the name of a column")
-    );
-    // Settings that are not set are not written, so that older runs can be resumed.
-    assert!(
-        !serde_json::to_string(&TrainSettings::default())
-            .unwrap()
-            .contains("columns")
     );
 }
 
@@ -428,7 +394,7 @@ fn a_file_is_checked_as_it_is_read() {
     let row = |i: usize| format!("{{\"prompt\":\"{i}\",\"completion\":\"a\"}}\n");
     let check = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        let checked = Dataset::check(&path, &Columns::default(), MAX_BYTES, &train::stop::NEVER);
+        let checked = Dataset::check(&path, &Columns::default(), MAX_BYTES, &dataset::stop::NEVER);
         let read = Dataset::read(&path);
         (
             checked.map_err(|error| error.to_string()),

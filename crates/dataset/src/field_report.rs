@@ -88,19 +88,19 @@ fn count(fields: &mut BTreeMap<String, usize>, name: &str, rows: usize) {
 
 /// What became of the fields of one row. It is added to the file's report once the row is read.
 #[derive(Debug, Default)]
-pub(super) struct RowFields {
+pub(crate) struct RowFields {
     honoured: Vec<&'static str>,
     dropped: Vec<String>,
 }
 
 impl RowFields {
-    pub(super) fn honour(&mut self, name: &'static str) {
+    pub(crate) fn honour(&mut self, name: &'static str) {
         if !self.honoured.contains(&name) {
             self.honoured.push(name);
         }
     }
 
-    pub(super) fn drop_field(&mut self, name: &str) {
+    pub(crate) fn drop_field(&mut self, name: &str) {
         let name = shortened(name);
         if self.dropped.len() <= MAX_REPORTED_FIELDS && !self.dropped.contains(&name) {
             self.dropped.push(name);
@@ -108,7 +108,7 @@ impl RowFields {
     }
 
     /// Adds the row to the report of its file.
-    pub(super) fn report(&self, report: &mut FieldReport) {
+    pub(crate) fn report(&self, report: &mut FieldReport) {
         for name in &self.honoured {
             count(&mut report.honoured, name, 1);
         }
@@ -120,13 +120,13 @@ impl RowFields {
 
 impl FieldReport {
     /// Counts a row that is left out because of `mark`.
-    pub(super) fn skip(&mut self, mark: &str) {
+    pub(crate) fn skip(&mut self, mark: &str) {
         count(&mut self.skipped, mark, 1);
     }
 }
 
 /// A name from a file, for a message: not too long, and nothing in it that a terminal obeys.
-pub(super) fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let mut short: String = text.chars().take(40).map(shown).collect();
     if text.chars().count() > 40 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use train::dataset::{Columns, DataRow, Dataset, DatasetScan, RowContent};
+use dataset::{Columns, DataRow, Dataset, DatasetScan, RowContent};
 
 fn scan(lines: &[&str]) -> DatasetScan {
     let text = lines.join("\n");

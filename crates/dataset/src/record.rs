@@ -3,9 +3,9 @@
 use formats::data_file::{MAX_LINE, Record};
 use serde_json::{Map, Value};
 
-use super::RowLocation;
-use super::row::object;
-use crate::error::TrainError;
+use crate::RowLocation;
+use crate::error::DatasetError;
+use crate::row::object;
 
 /// Columns of tables whose cells may be lists in JSON.
 const LISTS: [&str; 9] = [
@@ -21,10 +21,10 @@ const LISTS: [&str; 9] = [
 ];
 
 /// The object of a record.
-pub(super) fn record_object(
+pub(crate) fn record_object(
     record: &Record<'_>,
     location: &RowLocation,
-) -> Result<Map<String, Value>, TrainError> {
+) -> Result<Map<String, Value>, DatasetError> {
     match record {
         Record::Json(bytes) => object(text(bytes, location)?, location),
         Record::Cells(names, cells) => {
@@ -37,14 +37,14 @@ pub(super) fn record_object(
         Record::TooLong => {
             let message =
                 format!("the line is longer than {MAX_LINE} bytes; split the row or shorten it");
-            Err(TrainError::row(location, message))
+            Err(DatasetError::row(location, message))
         }
-        Record::Broken(message) => Err(TrainError::row(location, message.as_str())),
+        Record::Broken(message) => Err(DatasetError::row(location, message.as_str())),
     }
 }
 
 /// Whether a record may have a mark by which a row is left out. It has none if this is false.
-pub(super) fn may_be_left_out(record: &Record<'_>) -> bool {
+pub(crate) fn may_be_left_out(record: &Record<'_>) -> bool {
     const MARKS: [&str; 4] = ["label", "kto_tag", "weight", "train"];
     match record {
         Record::Json(line) => std::str::from_utf8(line).is_ok_and(|text| {
@@ -75,13 +75,13 @@ fn cell_value(name: &str, cell: &str) -> Value {
 }
 
 /// The text of a record.
-fn text<'b>(bytes: &'b [u8], location: &RowLocation) -> Result<&'b str, TrainError> {
+fn text<'b>(bytes: &'b [u8], location: &RowLocation) -> Result<&'b str, DatasetError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let message = format!(
             "not UTF-8 text at byte {} of the line; save the file as UTF-8",
             error.valid_up_to() + 1
         );
-        TrainError::row(location, message)
+        DatasetError::row(location, message)
     })?;
     Ok(text.trim_end())
 }

@@ -4,25 +4,25 @@ use std::cell::RefCell;
 
 use serde_json::{Map, Value};
 
-use super::field_report::{FieldReport, RowFields, shortened};
-use super::{Columns, RowLocation};
-use crate::error::TrainError;
+use crate::error::DatasetError;
+use crate::field_report::{FieldReport, RowFields, shortened};
+use crate::{Columns, RowLocation};
 
 /// The error of an answer that is empty or white space.
-pub(crate) const EMPTY_ANSWER: &str = "the answer is empty";
+pub const EMPTY_ANSWER: &str = "the answer is empty";
 
 /// The fields of a row, looked up by column. A column that is null counts as absent.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     object: &'a Map<String, Value>,
-    pub(super) columns: &'a Columns,
-    pub(super) location: &'a RowLocation,
+    pub(crate) columns: &'a Columns,
+    pub(crate) location: &'a RowLocation,
     /// The columns that were read.
     read: RefCell<Vec<&'a str>>,
     row: RefCell<RowFields>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         object: &'a Map<String, Value>,
         columns: &'a Columns,
         location: &'a RowLocation,
@@ -37,18 +37,18 @@ impl<'a> Fields<'a> {
     }
 
     /// The value of `field`, which counts as used from now on.
-    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
         let (column, value) = self.find(field)?;
         self.read.borrow_mut().push(column);
         Some(value)
     }
 
     /// The value of `field`, which does not count as used.
-    pub(super) fn peek(&self, field: &str) -> Option<&'a Value> {
+    pub(crate) fn peek(&self, field: &str) -> Option<&'a Value> {
         self.find(field).map(|(_, value)| value)
     }
 
-    pub(super) fn has(&self, field: &str) -> bool {
+    pub(crate) fn has(&self, field: &str) -> bool {
         self.find(field).is_some()
     }
 
@@ -58,27 +58,27 @@ impl<'a> Fields<'a> {
     }
 
     /// The names of the columns.
-    pub(super) fn names(&self) -> impl Iterator<Item = &'a String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a String> {
         self.object.keys()
     }
 
     /// Counts a mark or a column that changes what is trained.
-    pub(super) fn honour(&self, name: &'static str) {
+    pub(crate) fn honour(&self, name: &'static str) {
         self.row.borrow_mut().honour(name);
     }
 
     /// Counts a field that training does not use.
-    pub(super) fn drop_field(&self, name: &str) {
+    pub(crate) fn drop_field(&self, name: &str) {
         self.row.borrow_mut().drop_field(name);
     }
 
     /// Counts the column of `field`, which was read but is not used.
-    pub(super) fn drop_column(&self, field: &str) {
+    pub(crate) fn drop_column(&self, field: &str) {
         self.drop_field(self.columns.column(field).unwrap_or(field));
     }
 
     /// Adds the fields of this row to the report of its file; columns that were not read are dropped.
-    pub(super) fn report(&self, report: &mut FieldReport) {
+    pub(crate) fn report(&self, report: &mut FieldReport) {
         let read = self.read.borrow();
         for (column, value) in self.object {
             let is_used = read.contains(&column.as_str());
@@ -90,29 +90,29 @@ impl<'a> Fields<'a> {
     }
 
     /// An error at `field`, by its column's name.
-    pub(super) fn error(&self, field: &str, message: impl Into<String>) -> TrainError {
+    pub(crate) fn error(&self, field: &str, message: impl Into<String>) -> DatasetError {
         self.error_in(field, "", message)
     }
 
     /// An error at `path` inside `field`.
-    pub(super) fn error_in(
+    pub(crate) fn error_in(
         &self,
         field: &str,
         path: &str,
         message: impl Into<String>,
-    ) -> TrainError {
+    ) -> DatasetError {
         let message = message.into();
         match self.columns.column(field) {
-            Some(column) if column != field => TrainError::field(
+            Some(column) if column != field => DatasetError::field(
                 self.location,
                 format!("{}{path}", shortened(column)),
                 format!("(read as `{field}`) {message}"),
             ),
-            _ => TrainError::field(self.location, format!("{field}{path}"), message),
+            _ => DatasetError::field(self.location, format!("{field}{path}"), message),
         }
     }
 
-    pub(super) fn required(&self, field: &str) -> Result<String, TrainError> {
+    pub(crate) fn required(&self, field: &str) -> Result<String, DatasetError> {
         let Some(value) = self.get(field) else {
             return Err(self.error(field, "is missing"));
         };
@@ -124,7 +124,7 @@ impl<'a> Fields<'a> {
         Ok(content.to_owned())
     }
 
-    pub(super) fn optional(&self, field: &str) -> Result<String, TrainError> {
+    pub(crate) fn optional(&self, field: &str) -> Result<String, DatasetError> {
         let content = match self.get(field) {
             None => return Ok(String::new()),
             Some(value) => text(value, "a string or null"),
@@ -139,7 +139,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Whether a value says nothing: null, or an empty text, list or object.
-pub(super) fn is_nothing(value: &Value) -> bool {
+pub(crate) fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.trim().is_empty(),
@@ -150,7 +150,7 @@ pub(super) fn is_nothing(value: &Value) -> bool {
 }
 
 /// The text of `value`, which must be `wanted`. The error describes what it is instead.
-pub(super) fn text<'v>(value: &'v Value, wanted: &str) -> Result<&'v str, String> {
+pub(crate) fn text<'v>(value: &'v Value, wanted: &str) -> Result<&'v str, String> {
     let Value::String(text) = value else {
         return Err(format!("must be {wanted}, this is {}", kind(value)));
     };
@@ -160,7 +160,7 @@ pub(super) fn text<'v>(value: &'v Value, wanted: &str) -> Result<&'v str, String
     }
 }
 
-pub(super) fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

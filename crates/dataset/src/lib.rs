@@ -1,6 +1,6 @@
-//! Data files: rows in JSON or in tables, of five shapes. Every broken line gets an error that names line and field.
+//! Data files: rows in JSON or in tables, of five shapes, and pairs of answers. Every broken line gets an error that names line and field.
 //!
-//! Knows text and JSON; does not know tokens or chat templates (see `example`). `formats::data_file` opens and decompresses files and splits
+//! Synchronous. Knows text and JSON; must not know tokens, chat templates or training. `formats::data_file` opens and decompresses files and splits
 //! them into records, `record` reads their objects, `row` and `pair` recognise the shape of a record, `conversation` reads turns and their marks, `context` the columns next to
 //! a question. `read` puts them together, for every command, upload and job.
 //!
@@ -19,31 +19,38 @@
 mod columns;
 mod context;
 mod conversation;
+pub mod error;
 mod field_report;
 mod fields;
+mod location;
 mod pair;
+mod pair_rows;
 mod read;
 mod record;
 mod row;
 mod split;
+pub mod stop;
 
 use std::sync::Arc;
 
 use formats::chat_template::{Message, add_tool_instructions, alpaca_prompt};
 
-pub use crate::location::RowLocation;
 pub use columns::Columns;
 pub use context::MAX_ROW_TOOLS;
 pub use conversation::MAX_TURNS;
+pub use error::DatasetError;
 pub use field_report::{FieldReport, MAX_REPORTED_FIELDS};
-pub(crate) use fields::EMPTY_ANSWER;
+pub use fields::EMPTY_ANSWER;
 pub use formats::data_file::{MAX_COLUMNS, MAX_LINE};
-pub(crate) use pair::{is_pair, parse_pair};
-pub use read::{
-    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS, MAX_SKIPPED, RowRange, read_first,
-    read_range,
+pub use location::RowLocation;
+pub use pair_rows::{
+    PairScan, PreferencePair, check_pairs, each_pair, holds_pairs, read_first_chosen,
+    read_pair_range, scan_pairs,
 };
-pub(crate) use read::{each_row, first_object, parse_range};
+pub use read::{
+    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS, MAX_SKIPPED, RowRange, each_row,
+    read_first, read_range,
+};
 pub use split::{HoldOut, held_out};
 
 /// The content of a row, by its shape.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use formats::chat_template::{ToolSignature, tool_instructions};
 use serde_json::{Map, Value};
 
-use super::conversation::{MAX_TURNS, Turns, turns_of};
-use super::fields::{Fields, is_nothing};
+use crate::conversation::{MAX_TURNS, Turns, turns_of};
+use crate::fields::{Fields, is_nothing};
 
 /// Most tools of a row, as in a request.
 pub const MAX_ROW_TOOLS: usize = 128;
 
 /// The system prompt of a row.
-pub(super) fn system(fields: &Fields<'_>) -> Option<String> {
+pub(crate) fn system(fields: &Fields<'_>) -> Option<String> {
     let value = fields.get("system").filter(|value| !is_nothing(value))?;
     let Value::String(text) = value else {
         fields.drop_column("system");
@@ -25,7 +25,7 @@ pub(super) fn system(fields: &Fields<'_>) -> Option<String> {
 }
 
 /// The earlier turns of a row: a list of questions with their answers, or a list of messages.
-pub(super) fn history(fields: &Fields<'_>) -> Turns {
+pub(crate) fn history(fields: &Fields<'_>) -> Turns {
     let Some(value) = fields.get("history").filter(|value| !is_nothing(value)) else {
         return Turns::default();
     };
@@ -63,7 +63,7 @@ fn exchanges(list: &[Value]) -> Option<Turns> {
 }
 
 /// The instructions for the tools in `tools` or `functions`: a list of functions, as it is or as JSON in a text.
-pub(super) fn tools(fields: &Fields<'_>) -> Option<Arc<str>> {
+pub(crate) fn tools(fields: &Fields<'_>) -> Option<Arc<str>> {
     let name = ["tools", "functions"]
         .into_iter()
         .find(|name| fields.has(name))?;
@@ -88,7 +88,7 @@ pub(super) fn tools(fields: &Fields<'_>) -> Option<Arc<str>> {
 }
 
 /// The instructions for a list of functions; `None` if it is something else.
-pub(super) fn instructions_of(tools: &Value) -> Option<String> {
+pub(crate) fn instructions_of(tools: &Value) -> Option<String> {
     let tools = tools
         .as_array()
         .filter(|tools| tools.len() <= MAX_ROW_TOOLS)?;
