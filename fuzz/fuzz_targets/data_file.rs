@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use formats::data_file::{DataFile, Records};
+use dataset::data_file::{DataFile, Records};
 use libfuzzer_sys::fuzz_target;
 
 const NAMES: [&str; 3] = ["rows.jsonl", "rows.csv", "rows.tsv"];

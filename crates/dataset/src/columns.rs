@@ -73,6 +73,11 @@ impl Columns {
         self.0.iter().map(|(f, c)| (f.as_str(), c.as_str()))
     }
 
+    /// Whether a column is read as some field.
+    pub(crate) fn is_field(&self, column: &str) -> bool {
+        FIELDS.contains(&column) || self.0.values().any(|other| other == column)
+    }
+
     /// The column that `field` is read from; none where its own name is read as another field.
     pub(crate) fn column<'a>(&'a self, field: &'a str) -> Option<&'a str> {
         match self.0.get(field) {

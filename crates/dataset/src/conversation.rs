@@ -1,6 +1,6 @@
 //! The turns of a conversation, in the spelling of chat APIs (`role`, `content`) or of ShareGPT (`from`, `value`).
 //!
-//! Tool calls and responses become text, as in requests. Marks (`weight`, `train`) of answers are kept next to the turns.
+//! Tool calls and responses become text, as in requests. Marks ([`MARKS`]) of answers are kept next to the turns.
 
 use formats::chat_template::{
     Message, ToolCall, call_arguments, merge_tool_responses, render_turn,
@@ -60,29 +60,36 @@ impl Turns {
     }
 }
 
-/// The turns in `field`, the last of which is the assistant's.
+/// The turns in `field` up to the assistant's last answer. What follows it is not used, and is counted.
 pub(crate) fn conversation(
     fields: &Fields<'_>,
     field: &'static str,
 ) -> Result<Turns, DatasetError> {
-    let turns = turns(fields, field)?;
-    match turns.messages.last() {
-        Some(last) if last.role == "assistant" => Ok(turns),
-        Some(last) => {
-            let message = format!(
-                "the last message must be the assistant's answer, this is {}'s",
-                last.role
-            );
-            Err(fields.error(field, message))
-        }
-        None => Err(fields.error(field, "the list is empty")),
+    let mut turns = turns(fields, field)?;
+    let answers = |message: &Message| message.role == "assistant";
+    let Some(last) = turns.messages.iter().rposition(answers) else {
+        return Err(fields.error(
+            field,
+            "has no message of the assistant, so nothing to train",
+        ));
+    };
+    if last + 1 < turns.messages.len() {
+        fields.drop_field(&format!("{field} after the last answer"));
+        turns.messages.truncate(last + 1);
     }
+    Ok(turns)
 }
 
 /// The turns in `field`, a list that is not empty.
 pub(crate) fn turns(fields: &Fields<'_>, field: &'static str) -> Result<Turns, DatasetError> {
-    let list = match fields.get(field) {
+    let value = fields.get(field);
+    // A list may be written as JSON in a text, as exports of tables do.
+    let parsed: Option<Vec<Value>> = value
+        .and_then(Value::as_str)
+        .and_then(|text| serde_json::from_str(text).ok());
+    let list = match value {
         Some(Value::Array(list)) => list,
+        Some(Value::String(_)) if parsed.is_some() => parsed.as_deref().unwrap_or_default(),
         other => {
             let message = format!(
                 "must be a list of objects with {SPELLINGS}, this is {}",
@@ -194,11 +201,12 @@ pub(crate) fn turn(
         return at(content, EMPTY_ANSWER.to_owned());
     }
     let mark = mark(object, speaker == "assistant", field, fields);
-    let used = [role, content, "weight", "train", "tool_call_id"];
+    let used = [role, content, "tool_call_id"];
     for (key, value) in object {
         let is_call =
             speaker == "assistant" && matches!(key.as_str(), "tool_calls" | "function_call");
-        if !used.contains(&key.as_str()) && !is_call && !is_nothing(value) {
+        let is_used = used.contains(&key.as_str()) || MARKS.iter().any(|mark| key == mark.name);
+        if !is_used && !is_call && !is_nothing(value) {
             fields.drop_field(&format!("{field}.{key}"));
         }
     }
@@ -229,6 +237,34 @@ fn content_text(value: &Value) -> Result<String, String> {
     Ok(whole)
 }
 
+/// A key of a message that says whether its answer is trained.
+pub(crate) struct Mark {
+    pub(crate) name: &'static str,
+    /// Whether 1 or true means that it is not.
+    negated: bool,
+}
+
+impl Mark {
+    const fn of(name: &'static str) -> Mark {
+        let negated = false;
+        Mark { name, negated }
+    }
+}
+
+/// OpenAI's `weight`; `train` and `training` of Axolotl; `loss`, `loss_weight` and `loss_scale` of ms-swift and XTuner; `masked` of torchtune.
+pub(crate) const MARKS: [Mark; 7] = [
+    Mark::of("weight"),
+    Mark::of("train"),
+    Mark::of("training"),
+    Mark::of("loss"),
+    Mark::of("loss_weight"),
+    Mark::of("loss_scale"),
+    Mark {
+        name: "masked",
+        negated: true,
+    },
+];
+
 /// What the marks of a message say about training it. Marks of other messages than answers, and other values, change nothing.
 fn mark(
     object: &Map<String, Value>,
@@ -237,7 +273,7 @@ fn mark(
     fields: &Fields<'_>,
 ) -> Option<bool> {
     let mut trained = None;
-    for name in ["weight", "train"] {
+    for Mark { name, negated } in MARKS {
         let value = object.get(name).filter(|value| !value.is_null());
         let Some(value) = value else {
             continue;
@@ -251,10 +287,10 @@ fn mark(
         match on {
             Some(on) if is_answer => {
                 fields.honour(name);
-                trained = Some(on && trained != Some(false));
+                trained = Some(on != negated && trained != Some(false));
             }
             // No other message is trained anyway.
-            Some(false) => {}
+            Some(on) if on == negated => {}
             _ => fields.drop_field(&format!("{field}.{name}")),
         }
     }

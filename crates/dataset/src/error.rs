@@ -5,8 +5,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use formats::data_file::DataFileError;
-
+use crate::data_file::DataFileError;
 use crate::location::RowLocation;
 
 /// Why rows cannot be read.

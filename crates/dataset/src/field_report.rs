@@ -22,6 +22,16 @@ pub struct FieldReport {
     /// Columns, and keys of messages (`messages.name`), that training does not use, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dropped: BTreeMap<String, usize>,
+    /// How many files of a folder were read; 0 if a file was named.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub files: usize,
+    /// Files of a folder that were not read, by the split that their names mean.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub other_splits: BTreeMap<String, usize>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl FieldReport {
@@ -43,10 +53,20 @@ impl FieldReport {
             (&mut self.honoured, &other.honoured),
             (&mut self.skipped, &other.skipped),
             (&mut self.dropped, &other.dropped),
+            (&mut self.other_splits, &other.other_splits),
         ] {
             for (name, rows) in other {
                 count(own, name, *rows);
             }
+        }
+        self.files += other.files;
+    }
+
+    /// Counts the files of a folder.
+    pub(crate) fn add_files(&mut self, files: usize, other_splits: &BTreeMap<&'static str, usize>) {
+        self.files += files;
+        for (split, files) in other_splits {
+            count(&mut self.other_splits, split, *files);
         }
     }
 
@@ -69,9 +89,16 @@ impl FieldReport {
             ),
         ];
         let filled = lists.iter().filter(|(_, fields)| !fields.is_empty());
-        filled
-            .map(|(title, fields)| format!("{title}: {}", listed(fields)))
-            .collect()
+        let lines = filled.map(|(title, fields)| format!("{title}: {}", listed(fields)));
+        let files = match self.files {
+            0 => None,
+            files if self.other_splits.is_empty() => Some(format!("files read: {files}")),
+            files => Some(format!(
+                "files read: {files}; files of other splits, which are not read: {}",
+                listed(&self.other_splits)
+            )),
+        };
+        files.into_iter().chain(lines).collect()
     }
 }
 

@@ -11,6 +11,9 @@ use crate::{Columns, RowLocation};
 /// The error of an answer that is empty or white space.
 pub const EMPTY_ANSWER: &str = "the answer is empty";
 
+/// The most columns that an error suggests.
+const MAX_SUGGESTED: usize = 8;
+
 /// The fields of a row, looked up by column. A column that is null counts as absent.
 pub(crate) struct Fields<'a> {
     object: &'a Map<String, Value>,
@@ -55,6 +58,11 @@ impl<'a> Fields<'a> {
     fn find(&self, field: &str) -> Option<(&'a str, &'a Value)> {
         let (column, value) = self.object.get_key_value(self.columns.column(field)?)?;
         (!value.is_null()).then_some((column.as_str(), value))
+    }
+
+    /// The value of a column, whatever field it is.
+    pub(crate) fn value(&self, column: &str) -> Option<&'a Value> {
+        self.object.get(column)
     }
 
     /// The names of the columns.
@@ -114,7 +122,7 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn required(&self, field: &str) -> Result<String, DatasetError> {
         let Some(value) = self.get(field) else {
-            return Err(self.error(field, "is missing"));
+            return Err(self.error(field, self.missing(field)));
         };
         let content = text(value, "a string").map_err(|message| self.error(field, message))?;
         if content.trim().is_empty() {
@@ -122,6 +130,22 @@ impl<'a> Fields<'a> {
             return Err(self.error(field, if answer { EMPTY_ANSWER } else { "is empty" }));
         }
         Ok(content.to_owned())
+    }
+
+    /// The message about a missing field, with the columns that it may be called.
+    fn missing(&self, field: &str) -> String {
+        let others: Vec<String> = (self.object.iter())
+            .filter(|(name, value)| value.is_string() && !self.columns.is_field(name))
+            .map(|(name, _)| shortened(name))
+            .take(MAX_SUGGESTED)
+            .collect();
+        match others.first() {
+            None => "is missing".to_owned(),
+            Some(first) => format!(
+                "is missing; the row has {}: --column {field}={first} reads it from there",
+                others.join(", ")
+            ),
+        }
     }
 
     pub(crate) fn optional(&self, field: &str) -> Result<String, DatasetError> {

@@ -1,8 +1,9 @@
 //! Data files: rows in JSON or in tables, of five shapes, and pairs of answers. Every broken line gets an error that names line and field.
 //!
-//! Synchronous. Knows text and JSON; must not know tokens, chat templates or training. `formats::data_file` opens and decompresses files and splits
+//! Synchronous. Knows text and JSON; must not know tokens, chat templates or training. [`data_file`] opens and decompresses files and splits
 //! them into records, `record` reads their objects, `row` and `pair` recognise the shape of a record, `conversation` reads turns and their marks, `context` the columns next to
-//! a question. `read` puts them together, for every command, upload and job.
+//! a question. `read` and `pair_rows` put them together, for every command, upload and job; [`stop`] ends what nobody waits for. `location` names a
+//! line, `split` holds rows out, [`error`] is what can fail.
 //!
 //! | shape         | fields                                           | becomes                                        |
 //! |---------------|--------------------------------------------------|------------------------------------------------|
@@ -19,6 +20,7 @@
 mod columns;
 mod context;
 mod conversation;
+pub mod data_file;
 pub mod error;
 mod field_report;
 mod fields;
@@ -38,10 +40,10 @@ use formats::chat_template::{Message, add_tool_instructions, alpaca_prompt};
 pub use columns::Columns;
 pub use context::MAX_ROW_TOOLS;
 pub use conversation::MAX_TURNS;
+pub use data_file::{MAX_COLUMNS, MAX_LINE};
 pub use error::DatasetError;
 pub use field_report::{FieldReport, MAX_REPORTED_FIELDS};
 pub use fields::EMPTY_ANSWER;
-pub use formats::data_file::{MAX_COLUMNS, MAX_LINE};
 pub use location::RowLocation;
 pub use pair_rows::{
     PairScan, PreferencePair, check_pairs, each_pair, holds_pairs, read_first_chosen,

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use formats::data_file::{ContentTooLarge, DataFile, Record, Records, data_files, is_table};
+use crate::data_file::{
+    ContentTooLarge, DataFile, DataFiles, Record, Records, data_files, is_table,
+};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -244,7 +246,14 @@ fn scan_files(
     row: &mut ReadRow<'_, Option<DataRow>>,
 ) -> Result<DatasetScan, DatasetError> {
     let mut scanner = Scanner::new(stop, most);
-    for file in data_files(path)? {
+    let DataFiles {
+        files,
+        other_splits,
+    } = data_files(path)?;
+    if path.is_dir() {
+        scanner.fields.add_files(files.len(), &other_splits);
+    }
+    for file in files {
         let source = DataFile::open(&file, scanner.left)?;
         scanner.read(source, &file.display().to_string(), row)?;
     }
@@ -536,7 +545,7 @@ impl RowRange {
 pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, DatasetError> {
     let mut reader = RecordReader::new(&NEVER);
     let mut first = None;
-    for path in data_files(path)? {
+    for path in data_files(path)?.files {
         let DataFile { content, layout } = DataFile::open(&path, MAX_BYTES)?;
         let mut records = Records::new(content.without_hash(), layout);
         let name = path.display().to_string();
@@ -562,7 +571,7 @@ pub(crate) fn parse_range<T, E: From<DatasetError>>(
     let mut rows = Vec::new();
     let mut fields = FieldReport::default();
     let (mut seen, mut bytes, mut left) = (0, 0, MAX_BYTES);
-    for path in data_files(path).map_err(DatasetError::from)? {
+    for path in data_files(path).map_err(DatasetError::from)?.files {
         let DataFile { content, layout } =
             DataFile::open(&path, left).map_err(DatasetError::from)?;
         let mut records = Records::new(content.without_hash(), layout);

@@ -1,11 +1,12 @@
 //! The object that a record of a data file spells.
 
-use formats::data_file::{MAX_LINE, Record};
+use crate::data_file::{MAX_LINE, Record};
 use serde_json::{Map, Value};
 
 use crate::RowLocation;
+use crate::conversation::MARKS;
 use crate::error::DatasetError;
-use crate::row::object;
+use crate::row::{LABELS, object};
 
 /// Columns of tables whose cells may be lists in JSON.
 const LISTS: [&str; 9] = [
@@ -45,11 +46,11 @@ pub(crate) fn record_object(
 
 /// Whether a record may have a mark by which a row is left out. It has none if this is false.
 pub(crate) fn may_be_left_out(record: &Record<'_>) -> bool {
-    const MARKS: [&str; 4] = ["label", "kto_tag", "weight", "train"];
     match record {
         Record::Json(line) => std::str::from_utf8(line).is_ok_and(|text| {
-            let quoted = |mark: &&str| text.contains(&format!("\"{mark}\""));
-            text.contains("\\u") || MARKS.iter().any(quoted)
+            // Its name may be in a text that is JSON itself.
+            let mut marks = LABELS.into_iter().chain(MARKS.iter().map(|mark| mark.name));
+            text.contains("\\u") || marks.any(|mark| text.contains(mark))
         }),
         Record::Cells(..) => true,
         Record::TooLong | Record::Broken(_) => false,

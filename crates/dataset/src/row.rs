@@ -21,7 +21,13 @@ pub(crate) fn object(
 ) -> Result<Map<String, Value>, DatasetError> {
     let invalid = |error| DatasetError::row(location, invalid_json(text, &error));
     if !text.trim_start().starts_with('{') {
-        let value: Value = serde_json::from_str(text).map_err(invalid)?;
+        let value: Value = serde_json::from_str(text).map_err(|error| {
+            let message = invalid_json(text, &error);
+            DatasetError::row(
+                location,
+                format!("{message}; a row is a JSON object, such as {{\"prompt\": \"...\", \"completion\": \"...\"}}"),
+            )
+        })?;
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
             kind(&value)
@@ -116,10 +122,13 @@ pub(crate) fn intent(fields: &Fields<'_>) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The columns that say whether the answer of a row is good.
+pub(crate) const LABELS: [&str; 2] = ["label", "kto_tag"];
+
 /// Whether the row is marked as an example of a bad answer, as in data for KTO.
 fn is_negative(fields: &Fields<'_>) -> bool {
     let mut negative = false;
-    for name in ["label", "kto_tag"] {
+    for name in LABELS {
         let good = match fields.peek(name) {
             Some(Value::Bool(good)) => Some(*good),
             // Tables have texts only.
@@ -145,7 +154,15 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> String {
         Category::Eof if text.starts_with('[') => {
             "; a list over several lines is not read: write one object a line, without the list's brackets and commas"
         }
-        Category::Eof => "; a row must be whole on its line",
+        Category::Eof => {
+            "; a row must be whole on its line: write an object that is on several lines on one, or all of them as a list in [ and ]"
+        }
+        _ if text.trim_end().ends_with("},") && reason.starts_with("trailing characters") => {
+            "; remove the comma behind the row, or write all rows as a list in [ and ]"
+        }
+        _ if text.starts_with("{'") => {
+            "; JSON has double quotes: write the rows with json.dumps(row)"
+        }
         // The parser's own limit, which keeps hostile lines from using up the stack.
         _ if reason.starts_with("recursion limit") => {
             "; more than 127 levels of nesting are not read"
@@ -289,6 +306,35 @@ fn messages(mut turns: Turns, fields: &Fields<'_>) -> Option<Marked> {
     Some((RowContent::Messages(turns.messages), marks))
 }
 
+/// What to do about a row of no known shape.
+fn advice(fields: &Fields<'_>) -> String {
+    let similar = |name: &String| {
+        let field = name.to_ascii_lowercase();
+        let is_similar = field != *name && fields.columns.is_field(&field);
+        is_similar.then(|| format!(" --column {field}={}", shortened(name)))
+    };
+    let flags: String = fields.names().filter_map(similar).collect();
+    let holds_rows = |name: &&String| {
+        let value = fields.value(name);
+        value.is_some_and(|value| {
+            value
+                .as_array()
+                .is_some_and(|list| list.iter().all(Value::is_object) && !list.is_empty())
+        })
+    };
+    match fields.names().find(holds_rows) {
+        Some(name) => format!(
+            "if `{}` is the list of rows, write that list alone",
+            shortened(name)
+        ),
+        None if flags.is_empty() => {
+            "name other columns in `columns`, on the command line as --column instruction=question"
+                .to_owned()
+        }
+        None => format!("name other columns in `columns`, on the command line as{flags}"),
+    }
+}
+
 fn no_shape(fields: &Fields<'_>) -> String {
     let quoted = |name: &str| format!("`{}`", shortened(name));
     let found: Vec<String> = fields.names().take(8).map(|key| quoted(key)).collect();
@@ -303,8 +349,7 @@ fn no_shape(fields: &Fields<'_>) -> String {
         .map(|(field, column)| format!("{} read as `{field}`", quoted(column)))
         .collect();
     let renamed = if renamed.is_empty() {
-        "; name other columns in `columns`, on the command line as --column instruction=question"
-            .to_owned()
+        format!("; {}", advice(fields))
     } else {
         format!(", with {}", renamed.join(", "))
     };

@@ -71,6 +71,16 @@ fn every_layout_and_compression_gives_the_same_rows() {
             "prompt\tcompletion\np1\tc1\np2\t\"c, \"\"2\"\"\"\n".to_owned(),
             [2, 3],
         ),
+        (
+            "rows.csv",
+            "prompt|completion\np1|c1\np2|\"c, \"\"2\"\"\"\n".to_owned(),
+            [2, 3],
+        ),
+        (
+            "rows.csv",
+            "prompt\tcompletion\np1\tc1\np2\t\"c, \"\"2\"\"\"\n".to_owned(),
+            [2, 3],
+        ),
         // The name does not make a table of lines of JSON.
         ("rows.csv", JSONL.to_owned(), [1, 2]),
     ];
@@ -129,7 +139,91 @@ fn folder_of_files_is_read_in_the_order_of_names() {
     let empty = tempfile::tempdir().unwrap();
     let message = Dataset::read(empty.path()).unwrap_err().to_string();
     assert!(
-        message.contains("the folder has no data files"),
+        message.contains("the folder and the folders in it have no data files"),
+        "{message}"
+    );
+}
+
+#[test]
+fn training_split_of_a_published_data_set_is_read_and_the_others_are_counted() {
+    let row = |text: &str| format!("{{\"prompt\":\"{text}\",\"completion\":\"c\"}}\n");
+    let scan = |names: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, row(name)).unwrap();
+        }
+        let scan = Dataset::scan(folder.path(), &Columns::default()).unwrap();
+        let read: Vec<String> = scan.data.rows.iter().map(DataRow::input).collect();
+        (read, scan.fields.lines())
+    };
+    for (names, read, line) in [
+        (
+            &["train.jsonl", "test.jsonl", "validation.jsonl"][..],
+            &["train.jsonl"][..],
+            "files read: 1; files of other splits, which are not read: test (1), validation (1)",
+        ),
+        (
+            &[
+                "data/train-00000-of-00002.jsonl",
+                "data/train-00001-of-00002.jsonl",
+                "data/test-00000-of-00001.jsonl",
+            ],
+            &[
+                "data/train-00000-of-00002.jsonl",
+                "data/train-00001-of-00002.jsonl",
+            ],
+            "files read: 2; files of other splits, which are not read: test (1)",
+        ),
+        (
+            &[
+                "train/a.jsonl",
+                "test/a.jsonl",
+                "dev/a.jsonl",
+                ".git/b.jsonl",
+                "train/.c.jsonl",
+            ],
+            &["train/a.jsonl"],
+            "files read: 1; files of other splits, which are not read: test (1), validation (1)",
+        ),
+        (
+            &[
+                "rows.jsonl",
+                "my_test.jsonl",
+                "latest.jsonl",
+                "checkpoint/train.jsonl",
+            ],
+            &["latest.jsonl", "rows.jsonl"],
+            "files read: 2; files of other splits, which are not read: test (1)",
+        ),
+        (
+            &["dataset_infos.json", "state.json", "a.jsonl"],
+            &["a.jsonl"],
+            "files read: 1",
+        ),
+        (
+            &["en/part.jsonl", "de/part.jsonl"],
+            &["de/part.jsonl", "en/part.jsonl"],
+            "files read: 2",
+        ),
+        // Nothing else is there to be meant.
+        (
+            &["test-1.jsonl", "test-2.jsonl"],
+            &["test-1.jsonl", "test-2.jsonl"],
+            "files read: 2",
+        ),
+    ] {
+        let (found, lines) = scan(names);
+        assert_eq!(found, read, "{names:?}");
+        assert_eq!(lines, [line], "{names:?}");
+    }
+    let deep = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(deep.path().join("a/b")).unwrap();
+    std::fs::write(deep.path().join("a/b/rows.jsonl"), row("r")).unwrap();
+    let message = Dataset::read(deep.path()).unwrap_err().to_string();
+    assert!(
+        message.contains("the folder and the folders in it have no data files"),
         "{message}"
     );
 }

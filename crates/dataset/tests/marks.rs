@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dataset::{Columns, DataRow, Dataset, DatasetScan, RowContent};
+use dataset::stop::NEVER;
+use dataset::{Columns, DataRow, Dataset, DatasetScan, RowContent, RowRange, read_range};
 
 fn scan(lines: &[&str]) -> DatasetScan {
     let text = lines.join("\n");
@@ -102,6 +103,98 @@ fn weights_of_messages_are_marks_of_their_answers() {
     );
     assert_eq!(scan.fields.honoured, counts(&[("train", 1), ("weight", 2)]));
     assert_eq!(scan.fields.dropped, counts(&[("messages.weight", 1)]));
+}
+
+#[test]
+fn marks_of_other_trainers_are_honoured_or_counted() {
+    let row = |mark: &str| {
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"q",{mark}}},{{"role":"assistant","content":"a",{mark}}},{{"role":"user","content":"r"}},{{"role":"assistant","content":"b"}}]}}"#
+        )
+    };
+    for (mark, name, trained) in [
+        (r#""loss":false"#, "loss", false),
+        (r#""loss":true"#, "loss", true),
+        (r#""loss":0"#, "loss", false),
+        (r#""loss_weight":0.0"#, "loss_weight", false),
+        (r#""loss_scale":0"#, "loss_scale", false),
+        (r#""training":false"#, "training", false),
+        (r#""masked":true"#, "masked", false),
+        (r#""masked":false"#, "masked", true),
+    ] {
+        let scan = scan(&[&row(mark)]);
+        assert_eq!(scan.data.rows[0].marks, [Some(trained), None], "{mark}");
+        assert_eq!(scan.fields.honoured, counts(&[(name, 1)]), "{mark}");
+        // Nobody trains the user's messages, so only a mark that wants it is not used.
+        let wanted = format!("messages.{name}");
+        let dropped: &[_] = match trained {
+            true => &[(wanted.as_str(), 1)],
+            false => &[],
+        };
+        assert_eq!(scan.fields.dropped, counts(dropped), "{mark}");
+    }
+    // Rows without an answer to train do not count in a range either.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let answer = |mark: &str| {
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"q"}},{{"role":"assistant","content":"a{mark}"}}]}}"#
+        )
+    };
+    let rows = [answer(r#"","loss":false,"x":""#), answer("b"), answer("c")];
+    std::fs::write(&path, rows.join("\n")).unwrap();
+    let range = RowRange {
+        first: 1,
+        limit: 1,
+        max_bytes: usize::MAX,
+    };
+    let read = read_range(&path, &Columns::default(), range, &NEVER).unwrap();
+    assert_eq!(read[0].output(), "ac");
+    // What these mean is not clear, or not possible.
+    for (mark, name) in [
+        (r#""mask":1"#, "messages.mask"),
+        (r#""loss_weight":0.5"#, "messages.loss_weight"),
+        (
+            r#""train_detail":[{"begin_offset":0}]"#,
+            "messages.train_detail",
+        ),
+    ] {
+        let scan = scan(&[&row(mark)]);
+        assert_eq!(scan.data.rows[0].marks, [], "{mark}");
+        assert_eq!(scan.fields.dropped, counts(&[(name, 1)]), "{mark}");
+    }
+}
+
+#[test]
+fn conversation_may_be_written_as_json_in_a_text() {
+    let messages = r#"[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]"#;
+    let line = serde_json::json!({ "messages": messages }).to_string();
+    assert_eq!(
+        turns(&scan(&[&line]).data.rows[0]),
+        [turn("user", "q"), turn("assistant", "a")]
+    );
+}
+
+#[test]
+fn messages_after_the_last_answer_are_left_out_and_counted() {
+    let scan = scan(&[
+        r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"user","content":"Thanks!"}]}"#,
+        r#"{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"},{"from":"observation","value":"r"},{"from":"human","value":"s"}]}"#,
+        r#"{"prompt":"q","completion":[{"role":"assistant","content":"a"},{"role":"user","content":"s"}]}"#,
+        r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#,
+    ]);
+    for row in &scan.data.rows {
+        assert_eq!(turns(row), [turn("user", "q"), turn("assistant", "a")]);
+    }
+    let after = |field: &str| format!("{field} after the last answer");
+    assert_eq!(
+        scan.fields.dropped,
+        counts(&[
+            (&after("messages"), 1),
+            (&after("conversations"), 1),
+            (&after("completion"), 1)
+        ])
+    );
 }
 
 #[test]

@@ -152,6 +152,27 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ),
         ("{\"instruction\":\"a\"}", "field `output`: is missing"),
         (
+            "{\"instruction\":\"a\",\"context\":\"b\",\"response\":\"c\",\"input\":\"d\"}",
+            "field `output`: is missing; the row has context, response: --column output=context reads it from there",
+        ),
+        (
+            "{\"prompt\":\"a\",\"completion\":\"b\"},",
+            "trailing characters; remove the comma behind the row",
+        ),
+        ("{'prompt': 'a'}", "JSON has double quotes"),
+        (
+            "Where is my parcel?",
+            "a row is a JSON object, such as {\"prompt\"",
+        ),
+        (
+            "{\"Text\":\"a\",\"source\":\"b\"}",
+            "on the command line as --column text=Text",
+        ),
+        (
+            "{\"data\":[{\"prompt\":\"a\",\"completion\":\"b\"}]}",
+            "if `data` is the list of rows, write that list alone",
+        ),
+        (
             "{\"instruction\":\"a\",\"output\":3}",
             "field `output`: must be a string, this is a number",
         ),
@@ -173,7 +194,7 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ),
         (
             "{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}",
-            "the last message must be the assistant's",
+            "has no message of the assistant",
         ),
         (
             "{\"messages\":[{\"role\":\"user\",\"content\":[]}]}",
@@ -181,7 +202,7 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ),
         (
             "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}",
-            "the last message must be the assistant's",
+            "has no message of the assistant",
         ),
         (
             "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\"}]}",

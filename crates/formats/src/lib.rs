@@ -3,7 +3,7 @@
 //!
 //! Start with [`checkpoint`], which describes what a decoder's weights come from; [`gguf`] and [`folder`] are the two kinds.
 //! [`config`] has the dimensions of a model, [`peft`] the adapters, [`tokenizer`] and [`chat_template`] the way from a
-//! conversation to token ids, [`data_file`] the records of training data. [`safetensors`] is the container of folders and adapters. [`atomic_file`], [`append_log`],
+//! conversation to token ids. [`safetensors`] is the container of folders and adapters. [`atomic_file`], [`append_log`],
 //! [`bounded_regex`] and [`decimal`] are small tools that the crates above share: [`persona_name`] has the rule of persona names, [`short_path`] hides folders in messages,
 //! [`mod@file`] reads files
 //! up to a limit, `sha256` hashes lists of fields, and [`disk`] is the layer under every file that Lory writes.
@@ -17,7 +17,6 @@ pub mod bounded_regex;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
-pub mod data_file;
 pub mod decimal;
 pub mod disk;
 pub mod file;

@@ -1,17 +1,16 @@
 //! Files of rows: lines of JSON, JSON lists and tables, plain or compressed, and folders of them. Splits a file into records, in memory of a
 //! fixed size; must not know what rows mean.
 
+mod folder;
 mod other_format;
 mod records;
 mod source;
 
 use std::path::PathBuf;
 
+pub use folder::{DataFiles, MAX_FOLDER_FILES, data_files};
 pub use records::{MAX_COLUMNS, MAX_LINE, Record, Records};
-pub use source::{
-    ContentTooLarge, Counted, DataFile, Layout, MAX_FOLDER_FILES, MAX_ZSTD_WINDOW, data_files,
-    is_table,
-};
+pub use source::{ContentTooLarge, Counted, DataFile, Layout, MAX_ZSTD_WINDOW, is_table};
 
 /// Why a file or a folder cannot be read as rows.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +52,7 @@ pub enum Unusable {
     TooManyFiles,
     /// The folder has no data files.
     #[error(
-        "the folder has no data files; their names end in .jsonl, .ndjson, .json, .csv or .tsv, and .gz or .zst behind it if they are compressed; convert other files, such as Parquet, to one of these"
+        "the folder and the folders in it have no data files; their names end in .jsonl, .ndjson, .json, .csv or .tsv, and .gz or .zst behind it if they are compressed; convert other files, such as Parquet, to one of these"
     )]
     NoFiles,
 }

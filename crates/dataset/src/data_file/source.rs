@@ -5,19 +5,17 @@
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flate2::bufread::GzDecoder;
+use formats::disk;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest, Sha256};
 
 use super::other_format::other_format;
 use super::{DataFileError, Unusable};
-use crate::disk;
 
-/// Most files of a folder.
-pub const MAX_FOLDER_FILES: usize = 10_000;
 /// Largest window of a Zstandard file, in bytes: the memory that reading it takes. The format's standard recommends to support this much.
 pub const MAX_ZSTD_WINDOW: u64 = 8 << 20;
 /// Size of the pieces in which files are read, in bytes.
@@ -128,10 +126,12 @@ fn layout(start: &[u8], name: &str) -> Layout {
         Some("tsv") => Layout::Table(b'\t'),
         Some("csv") => {
             let header = start.split(|byte| *byte == b'\n').next().unwrap_or(start);
-            let count = |delimiter| header.iter().filter(|byte| **byte == delimiter).count();
-            // Spreadsheets write semicolons where the comma separates decimals.
-            let semicolons = count(b';') > count(b',');
-            Layout::Table(if semicolons { b';' } else { b',' })
+            let count = |delimiter: u8| header.iter().filter(|byte| **byte == delimiter).count();
+            // Spreadsheets write semicolons where the comma separates decimals. Of equal counts the last one is taken.
+            let delimiter = [b'|', b'\t', b';', b',']
+                .into_iter()
+                .max_by_key(|one| count(*one));
+            Layout::Table(delimiter.unwrap_or(b','))
         }
         _ => Layout::Lines,
     }
@@ -144,7 +144,7 @@ pub fn is_table(path: &Path) -> bool {
 }
 
 /// The ending of a file's name in lower case, that of a compressed file without the ending of its compression.
-fn format_name(path: &Path) -> Option<String> {
+pub(super) fn format_name(path: &Path) -> Option<String> {
     let ending = |path: &Path| {
         let ending = path.extension().and_then(OsStr::to_str);
         ending.map(str::to_ascii_lowercase)
@@ -153,46 +153,6 @@ fn format_name(path: &Path) -> Option<String> {
         "gz" | "gzip" | "zst" | "zstd" => ending(Path::new(path.file_stem()?)),
         plain => Some(plain.to_owned()),
     }
-}
-
-/// The data files at `path`: itself, or those of a folder, sorted by name.
-///
-/// # Errors
-/// A folder cannot be read, has no data files, or more than [`MAX_FOLDER_FILES`].
-pub fn data_files(path: &Path) -> Result<Vec<PathBuf>, DataFileError> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let unusable = |reason| DataFileError::Unusable {
-        file: path.display().to_string(),
-        reason,
-    };
-    let unreadable = |source| DataFileError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut files = Vec::new();
-    for entry in path.read_dir().map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        let name = entry.file_name();
-        let is_hidden = name.to_string_lossy().starts_with('.');
-        let format = format_name(Path::new(&name));
-        let is_data = matches!(
-            format.as_deref(),
-            Some("jsonl" | "ndjson" | "json" | "csv" | "tsv")
-        );
-        if !is_hidden && is_data && entry.path().is_file() {
-            if files.len() == MAX_FOLDER_FILES {
-                return Err(unusable(Unusable::TooManyFiles));
-            }
-            files.push(entry.path());
-        }
-    }
-    if files.is_empty() {
-        return Err(unusable(Unusable::NoFiles));
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// The error of content with more bytes than its limit.
