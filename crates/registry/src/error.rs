@@ -27,6 +27,16 @@ pub enum PersonaError {
         /// The folder.
         path: PathBuf,
     },
+    /// Two folders whose personas would have the same name.
+    #[error("{}: would be the persona {name}, as {} is; rename the folder", path.display(), other.display())]
+    SameName {
+        /// The folder.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// The folder of the persona with this name.
+        other: PathBuf,
+    },
     /// A folder without `persona.toml`.
     #[error("{}: has no persona.toml; add one, or move the folder elsewhere", path.display())]
     NoFile {

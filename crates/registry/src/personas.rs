@@ -55,7 +55,7 @@ pub struct ScaledPersona<'a> {
 
 impl Personas {
     /// Reads every persona in `dir`, which may be empty. Files, hidden folders and those of file systems and programs (`lost+found`,
-    /// `__pycache__`) are ignored. A PEFT folder without a `persona.toml` is a persona. Adapters are hashed, not parsed.
+    /// `__pycache__`) are ignored. A persona has the name of its folder, in lower case and with `-` for what a name may not have. A PEFT folder without a `persona.toml` is a persona. Adapters are hashed, not parsed.
     ///
     /// # Errors
     /// [`PersonaError`] for the first folder, by name, that is not a valid persona.
@@ -93,7 +93,8 @@ impl Personas {
             );
             return Err(io(std::io::Error::other(message)));
         }
-        folders.sort_unstable();
+        // A folder that has a persona's name comes before those whose names are only similar.
+        folders.sort_unstable_by_key(|dir| (!is_persona_name(&folder_name(dir)), dir.clone()));
         // In parallel: hashing takes most of the time, and a thousand adapters are ten gigabytes.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let share = folders.len().div_ceil(threads).max(1);
@@ -111,14 +112,16 @@ impl Personas {
                 )
                 .collect()
         });
-        let (mut personas, mut broken) = (Vec::new(), Vec::new());
+        let (mut personas, mut broken) = (BTreeMap::new(), Vec::new());
         for opened in opened.into_iter().flatten() {
-            match opened {
-                Ok(persona) => personas.push(persona),
+            match opened.and_then(|persona| not_taken(persona, &personas)) {
+                Ok(persona) => {
+                    personas.insert(persona.name.clone(), persona);
+                }
                 Err(error) => broken.push(error),
             }
         }
-        Ok((Personas::new(personas), broken))
+        Ok((Personas::new(personas.into_values()), broken))
     }
 
     /// The adapter in the PEFT folder `dir`, or in its folder `adapter`, as a persona. Its name is the folder's, as far as a name may have the
@@ -128,8 +131,7 @@ impl Personas {
     /// [`PersonaError`]: there is no adapter, or it is not a valid persona.
     pub fn of_adapter(dir: &Path) -> Result<Persona, PersonaError> {
         let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        let folder = whole.file_name().unwrap_or_default().to_string_lossy();
-        Personas::of_adapter_named(dir, &folder)
+        Personas::of_adapter_named(dir, &folder_name(&whole))
     }
 
     /// [`Personas::of_adapter`] with another name than the folder's.
@@ -137,13 +139,7 @@ impl Personas {
     /// # Errors
     /// As [`Personas::of_adapter`].
     pub fn of_adapter_named(dir: &Path, name: &str) -> Result<Persona, PersonaError> {
-        let allowed = |c: char| match c.to_ascii_lowercase() {
-            c if c.is_ascii_alphanumeric() || c == '_' => c,
-            _ => '-',
-        };
-        let name: String = name.chars().map(allowed).take(MAX_PERSONA_NAME).collect();
-        let name = name.trim_start_matches(['-', '_']);
-        let name = if name.is_empty() { "adapter" } else { name };
+        let name = persona_name(name).unwrap_or_else(|| ADAPTER.to_owned());
         let path = dir.to_owned();
         if !dir.exists() {
             return Err(PersonaError::NoFolder { path });
@@ -151,7 +147,7 @@ impl Personas {
         if !dir.is_dir() {
             return Err(PersonaError::NotFolder { path });
         }
-        match read_folder(dir, name) {
+        match read_folder(dir, &name) {
             Ok(persona) if persona.adapter.is_some() => Ok(persona),
             Ok(_) | Err(PersonaError::NoFile { .. }) => Err(PersonaError::NoAdapter { path }),
             Err(error) => Err(error),
@@ -357,14 +353,42 @@ impl TrafficSplit {
 }
 
 fn open_one(dir: &Path) -> Result<Persona, PersonaError> {
-    let name = dir
-        .file_name()
-        .and_then(|name| name.to_str())
-        .filter(|name| is_persona_name(name));
-    let name = name.ok_or_else(|| PersonaError::Name {
+    let name = persona_name(&folder_name(dir)).ok_or_else(|| PersonaError::Name {
         path: dir.to_owned(),
     })?;
-    read_folder(dir, name)
+    read_folder(dir, &name)
+}
+
+fn folder_name(dir: &Path) -> String {
+    let name = dir.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// The name of the persona in a folder of this name, which is the same if it is valid; `None` if nothing of it is.
+fn persona_name(folder: &str) -> Option<String> {
+    let allowed = |c: char| match c.to_ascii_lowercase() {
+        c if c.is_ascii_alphanumeric() || c == '_' => c,
+        _ => '-',
+    };
+    let name: String = folder.chars().map(allowed).collect();
+    let name = name.trim_start_matches(['-', '_']);
+    let name: String = name.chars().take(MAX_PERSONA_NAME).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// The persona, if none of `others` has its name.
+fn not_taken(
+    persona: Persona,
+    others: &BTreeMap<String, Persona>,
+) -> Result<Persona, PersonaError> {
+    match others.get(&persona.name) {
+        None => Ok(persona),
+        Some(other) => Err(PersonaError::SameName {
+            path: persona.dir,
+            name: persona.name,
+            other: other.dir.clone(),
+        }),
+    }
 }
 
 /// The persona in `dir` under this name.
@@ -557,7 +581,7 @@ mod tests {
 
     #[test]
     fn broken_personas_do_not_hide_the_others() {
-        let dir = folder(&[("a", ""), ("b", "x = 1"), ("c", ""), ("Upper", "")]);
+        let dir = folder(&[("a", ""), ("b", "x = 1"), ("c", ""), ("é", "")]);
         for name in ["lost+found", "__pycache__", ".git", "empty"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
@@ -566,9 +590,9 @@ mod tests {
         let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
         assert_eq!(broken.len(), 3, "{broken:?}");
         for (message, expected) in broken.iter().zip([
-            "Upper: a persona's name has",
             "b/persona.toml:1: unknown field",
             "empty: has no persona.toml",
+            "é: a persona's name has",
         ]) {
             assert!(message.contains(expected), "{message}");
         }
@@ -576,9 +600,34 @@ mod tests {
     }
 
     #[test]
+    fn folder_with_another_name_is_a_persona_with_a_similar_one() {
+        let dir = folder(&[
+            ("My Persona", "scale = 0.5"),
+            ("Qwen2.5-LoRA", ""),
+            ("Warm", "scale = 0.25"),
+            ("warm", "scale = 0.75"),
+        ]);
+        let (personas, broken) = Personas::open_valid(dir.path()).unwrap();
+        assert_eq!(personas.names(), ["my-persona", "qwen2-5-lora", "warm"]);
+        let found = personas.get("my-persona").unwrap();
+        assert_eq!(
+            (found.scale, &found.dir),
+            (0.5, &dir.path().join("My Persona"))
+        );
+        // The folder with the persona's own name wins, and the other one is reported.
+        assert_eq!(personas.get("warm").unwrap().scale, 0.75);
+        assert_eq!(broken.len(), 1);
+        let message = broken[0].to_string();
+        assert!(
+            message.contains("Warm: would be the persona warm, as") && message.contains("rename"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn invalid_persona_folder_is_rejected_by_path() {
         let error = |dir: &tempfile::TempDir| Personas::open(dir.path()).unwrap_err().to_string();
-        assert!(error(&folder(&[("Upper", "")])).contains("Upper: a persona's name has"));
+        assert!(error(&folder(&[("é", "")])).contains("é: a persona's name has"));
         assert!(error(&folder(&[("a", "x = 1")])).contains("persona.toml:1: unknown field"));
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("bare")).unwrap();

@@ -4,7 +4,7 @@
 //! declares, to names that we choose. A path that leads out of the archive, or a link, refuses the whole archive.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -27,40 +27,92 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// The most names of skipped files that are returned.
 const MAX_SKIPPED: usize = 20;
 
-/// Extracts the two files of an adapter into `dir`; returns the names of the other files.
+/// Extracts the two files of an adapter into `dir`; returns the names of the other files. Of several adapters, such as a trainer's result next to
+/// its checkpoints, it is the one in the fewest folders.
 ///
 /// # Errors
 /// [`UploadError`], naming the file in the archive.
 pub(crate) fn unpack(archive: &Path, dir: &Path) -> Result<Vec<String>, UploadError> {
     let mut archive = open_archive(archive)?;
+    let files = list_files(&mut archive)?;
+    let folder = adapter_folder(&files)?;
     let mut skipped = Vec::new();
-    let mut folder: Option<PathBuf> = None;
-    let mut found = BTreeSet::new();
-    for at in 0..archive.len() {
-        let mut entry = archive.by_index(at).map_err(broken)?;
-        let (name, path) = checked_path(&entry)?;
-        if entry.is_dir() || name.ends_with('\\') {
-            continue;
-        }
-        let Some((file, limit)) = adapter_file(&path) else {
-            skipped.push(name);
-            continue;
-        };
-        let parent = path.parent().unwrap_or(Path::new("")).to_owned();
-        if !found.insert(file) || folder.as_ref().is_some_and(|folder| *folder != parent) {
-            let message = "belongs to a second adapter; send one adapter at a time".to_owned();
-            return Err(UploadError::Entry { name, message });
-        }
-        folder = Some(parent);
-        extract(&mut entry, file, limit, dir)?;
-    }
-    for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
-        if !found.contains(file) {
-            return Err(UploadError::Missing { file });
+    for listed in files {
+        match listed.adapter_file {
+            Some((file, limit)) if listed.folder == folder => {
+                let mut entry = archive.by_index(listed.index).map_err(broken)?;
+                extract(&mut entry, file, limit, dir)?;
+            }
+            _ => skipped.push(listed.name),
         }
     }
     skipped.truncate(MAX_SKIPPED);
     Ok(skipped)
+}
+
+/// A file of an archive.
+struct ListedFile {
+    index: usize,
+    /// Its name for messages.
+    name: String,
+    folder: PathBuf,
+    /// The file of an adapter that it is, and the most bytes that it may have.
+    adapter_file: Option<(&'static str, u64)>,
+}
+
+/// The files of an archive, each with a path that stays in it.
+fn list_files(archive: &mut ZipArchive<BoundedReader>) -> Result<Vec<ListedFile>, UploadError> {
+    let mut files = Vec::new();
+    for index in 0..archive.len() {
+        let entry = archive.by_index(index).map_err(broken)?;
+        let (name, path) = checked_path(&entry)?;
+        if !entry.is_dir() && !name.ends_with('\\') {
+            files.push(ListedFile {
+                index,
+                name,
+                folder: path.parent().unwrap_or(Path::new("")).to_owned(),
+                adapter_file: adapter_file(&path),
+            });
+        }
+    }
+    Ok(files)
+}
+
+/// The folder of the adapter: of those with both files, the one at the smallest depth.
+fn adapter_folder(files: &[ListedFile]) -> Result<PathBuf, UploadError> {
+    let mut found: BTreeMap<&Path, BTreeSet<&str>> = BTreeMap::new();
+    for listed in files {
+        let Some((file, _)) = listed.adapter_file else {
+            continue;
+        };
+        if !found.entry(&listed.folder).or_default().insert(file) {
+            return Err(UploadError::Entry {
+                name: listed.name.clone(),
+                message: "is in it twice; send it once".to_owned(),
+            });
+        }
+    }
+    for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
+        if !found.values().any(|files| files.contains(file)) {
+            return Err(UploadError::Missing { file });
+        }
+    }
+    let whole = found.iter().filter(|(_, files)| files.len() == 2);
+    let whole: Vec<&Path> = whole.map(|(folder, _)| *folder).collect();
+    let depth = |folder: &&Path| folder.components().count();
+    let least = whole.iter().map(depth).min().ok_or(UploadError::Apart)?;
+    let mut first = whole.into_iter().filter(|folder| depth(folder) == least);
+    let adapter = first.next().ok_or(UploadError::Apart)?;
+    let others: Vec<&Path> = first.collect();
+    if others.is_empty() {
+        return Ok(adapter.to_owned());
+    }
+    let all = [&[adapter], &others[..]].concat();
+    let shown = all.iter().take(MAX_SKIPPED);
+    Err(UploadError::Several {
+        folders: shown.map(|folder| folder.display().to_string()).collect(),
+        count: all.len(),
+    })
 }
 
 /// Opens an archive and checks how many files it has, with a limit on what is read of it.
@@ -285,6 +337,24 @@ mod tests {
     }
 
     #[test]
+    fn adapter_of_a_trainers_folder_is_found_next_to_its_checkpoints() {
+        let (files, skipped) = unpacked(&[
+            ("run/checkpoint-10/adapter_config.json", b"{}"),
+            ("run/checkpoint-10/adapter_model.safetensors", b"old"),
+            ("run/adapter_config.json", b"{}"),
+            ("run/adapter_model.safetensors", b"new"),
+            ("run/checkpoint-20/adapter_config.json", b"{}"),
+            ("adapter_config.json", b"of nothing"),
+        ])
+        .unwrap();
+        assert_eq!((files, skipped.len()), (2, 4));
+        assert!(
+            skipped.iter().all(|name| !name.starts_with("run/adapter")),
+            "{skipped:?}"
+        );
+    }
+
+    #[test]
     fn unsafe_paths_large_files_and_other_archives_are_refused() {
         let refused = |files: &[(&str, &[u8])]| unpacked(files).unwrap_err().to_string();
         for path in [
@@ -307,10 +377,17 @@ mod tests {
         assert!(message.contains("larger than 1048576 bytes"), "{message}");
         assert!(refused(&[CONFIG]).contains("has no adapter_model.safetensors"));
         assert!(refused(&[WEIGHTS]).contains("has no adapter_config.json"));
-        let two = refused(&[CONFIG, WEIGHTS, ("b/adapter_config.json", b"{}")]);
-        assert!(two.contains("one adapter at a time"), "{two}");
+        let twice = refused(&[CONFIG, WEIGHTS, ("./adapter_config.json", b"{}")]);
+        assert!(twice.contains("is in it twice"), "{twice}");
         let apart = refused(&[CONFIG, ("b/adapter_model.safetensors", b"w")]);
-        assert!(apart.contains("one adapter at a time"), "{apart}");
+        assert!(apart.contains("in different folders"), "{apart}");
+        let two = refused(&[
+            ("run/a/adapter_config.json", b"{}"),
+            ("run/a/adapter_model.safetensors", b"w"),
+            ("run/b/adapter_config.json", b"{}"),
+            ("run/b/adapter_model.safetensors", b"w"),
+        ]);
+        assert!(two.contains("2 adapters: run/a, run/b; send one"), "{two}");
         let names: Vec<String> = (0..=MAX_ENTRIES).map(|n| format!("f{n}")).collect();
         let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
         assert!(refused(&many).contains("at most 1000"));

@@ -243,7 +243,7 @@ impl<'p> ModelNames<'p> {
         let parts = self.personas.resolve_for(spec, hash(spec));
         let parts = parts.map_err(|source| match source {
             // Names of other servers' models, and misspelled ones.
-            LookupError::Spec(_) if !spec.contains(OPERATORS) => unknown(),
+            LookupError::Spec(_) if self.has_unknown_name(caller, spec) => unknown(),
             source => RequestError::Persona {
                 field,
                 source: self.with_requestable_names(caller, source),
@@ -255,6 +255,19 @@ impl<'p> ModelNames<'p> {
             spec: spec.to_owned(),
             parts,
         })
+    }
+
+    /// Whether an invalid spec names something else than a persona that the caller may use, whatever its weights and versions are.
+    fn has_unknown_name(self, caller: &Caller, spec: &str) -> bool {
+        let named = |part: &str| {
+            part.split(['@', '*'])
+                .next()
+                .map_or("", str::trim)
+                .to_owned()
+        };
+        let is_known = |name: &str| self.personas.get(name).is_some() && caller.may_use(name);
+        !spec.contains(OPERATORS)
+            || (spec.split('+').map(named)).any(|name| !name.is_empty() && !is_known(&name))
     }
 
     /// The names that the caller may use: the base, aliases and personas.

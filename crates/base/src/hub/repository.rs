@@ -14,6 +14,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use formats::folder::Description;
 use formats::gguf::{MAX_PARTS, PartName};
 use formats::{atomic_file, disk, peft};
 use serde::Deserialize;
@@ -25,12 +26,14 @@ use crate::home::Home;
 use crate::progress::Progress;
 
 const CURRENT: &str = "current";
+/// The configuration of a base in a folder.
+const CONFIG: &str = "config.json";
 /// The longest path of a file in a repository, in bytes.
 const MAX_PATH: usize = 1024;
 
 /// The files of a base's folder besides its weights.
 const DESCRIPTION: [&str; 6] = [
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -179,6 +182,11 @@ pub fn pull_repository(
     let mut bytes = 0;
     for file in &files {
         bytes += hub.fetch(&listing.sha, file, &at, progress)?;
+        if kind == RepositoryKind::Base && file.rfilename == CONFIG {
+            // It comes first, so nothing large was fetched in vain.
+            let checked = Description::read(&at).map(drop);
+            checked.map_err(|error| hub.failed(error.to_string()))?;
+        }
     }
     progress.clear();
     let current = Current {
@@ -221,7 +229,7 @@ fn choose(all: &[RepositoryFile], file: Option<&str>) -> Result<Chosen, String> 
         is_plain(name) && name.ends_with(".safetensors") && !is_other
     });
     let weights: Vec<RepositoryFile> = weights.cloned().collect();
-    if !weights.is_empty() && named("config.json").is_some() {
+    if !weights.is_empty() && named(CONFIG).is_some() {
         let mut files = of_names(&DESCRIPTION);
         files.extend(weights);
         return Ok(Chosen {

@@ -195,8 +195,18 @@ impl<'a> ConfigFields<'a> {
 
     /// Refuses every feature with which the plain decoder would compute wrong results.
     fn refuse_unsupported(&self, family: &Family) -> Result<(), ConfigError> {
+        if let Some(quantization) = self.get("quantization_config") {
+            let method = quantization.get("quant_method").and_then(Value::as_str);
+            return Err(ConfigError::Unsupported {
+                origin: self.origin.to_owned(),
+                feature: format!(
+                    "quantization_config ({})",
+                    method.map_or_else(|| short(quantization), str::to_owned)
+                ),
+                instead: "of quantized weights only GGUF files are read: use the model that it was made of, or a GGUF file of that",
+            });
+        }
         let absent = [
-            "quantization_config",
             "num_experts",
             "num_local_experts",
             "text_config",

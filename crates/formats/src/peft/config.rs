@@ -16,6 +16,8 @@ use super::patterns::{
 pub struct AdapterConfig {
     /// The base that it was trained on, as PEFT names it.
     pub base_model_name_or_path: Option<String>,
+    /// The revision of that base: a branch, a tag or a commit of its repository.
+    pub revision: Option<String>,
     /// Rank of modules that no `rank_pattern` matches.
     pub r: usize,
     /// Alpha of modules that no `alpha_pattern` matches.
@@ -52,6 +54,7 @@ impl AdapterConfig {
         names.dedup();
         AdapterConfig {
             base_model_name_or_path: None,
+            revision: None,
             r,
             lora_alpha,
             use_rslora: false,
@@ -91,6 +94,7 @@ impl AdapterConfig {
 
         let config = AdapterConfig {
             base_model_name_or_path: fields.text("base_model_name_or_path")?,
+            revision: fields.text("revision")?,
             r: fields.rank("r", fields.required("r")?)?,
             lora_alpha: fields.number("lora_alpha", fields.required("lora_alpha")?)?,
             use_rslora: match fields.get("use_rslora") {
@@ -155,7 +159,7 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "r": self.r,
             "rank_pattern": ranks,
-            "revision": null,
+            "revision": self.revision,
             "target_modules": modules(&self.target_modules),
             "task_type": "CAUSAL_LM",
             "use_dora": false,

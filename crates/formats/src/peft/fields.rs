@@ -9,7 +9,7 @@ use super::limits::{MAX_LAYERS, MAX_RANK};
 use super::patterns::{MAX_EXPRESSIONS, TargetModules};
 
 /// Fields without effect on the weights.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 11] = [
     "auto_mapping",
     // Stored embeddings and heads are compared with the base's, tied or not.
     "ensure_weight_tying",
@@ -22,12 +22,11 @@ const HARMLESS: [&str; 12] = [
     "modules_to_save",
     "peft_version",
     "qalora_group_size",
-    "revision",
     "runtime_config",
 ];
 
 /// Fields read below.
-const READ: [&str; 14] = [
+const READ: [&str; 15] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
@@ -39,6 +38,7 @@ const READ: [&str; 14] = [
     "peft_type",
     "r",
     "rank_pattern",
+    "revision",
     "target_modules",
     "task_type",
     "use_rslora",

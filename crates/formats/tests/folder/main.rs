@@ -67,7 +67,7 @@ fn unsupported_and_invalid_fields_are_refused_by_file_and_field() {
             "llama",
             "quantization_config",
             json!({"quant_method": "awq"}),
-            "quantization_config",
+            "quantization_config (awq) is not supported; of quantized weights only GGUF files are read: use the model",
         ),
         (
             "llama",

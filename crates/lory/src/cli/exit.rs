@@ -3,7 +3,12 @@
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use dataset::DatasetError;
+use jobs::evaluation::EvaluationError;
 use registry::LookupError;
+use train::TrainError;
+
+use crate::cli::output::shell::quoted;
 
 /// A known name at least this similar to an unknown one (Jaro-Winkler, 0 to 1) is suggested.
 const SIMILAR: f64 = 0.9;
@@ -50,6 +55,32 @@ fn message(error: &anyhow::Error) -> String {
 
 /// What to do about an error whose message cannot say it, because programs that are not a command line report it too.
 fn hint(error: &anyhow::Error) -> Option<String> {
+    broken_rows_hint(error).or_else(|| unknown_persona_hint(error))
+}
+
+/// The command that lists all problems of a file whose rows are broken.
+fn broken_rows_hint(error: &anyhow::Error) -> Option<String> {
+    let of_training = |cause: &TrainError| match cause {
+        TrainError::Dataset(DatasetError::Row { file, .. } | DatasetError::Rows { file, .. }) => {
+            Some(file.clone())
+        }
+        _ => None,
+    };
+    let file = error.chain().find_map(|cause| {
+        let evaluation = cause.downcast_ref::<EvaluationError>();
+        match (cause.downcast_ref(), evaluation) {
+            (Some(cause), _) | (None, Some(EvaluationError::Train(cause))) => of_training(cause),
+            _ => None,
+        }
+    })?;
+    Some(format!(
+        "lory data lint {} lists what is wrong with its rows",
+        quoted(&file)
+    ))
+}
+
+/// How an unknown persona is made, or which one was meant.
+fn unknown_persona_hint(error: &anyhow::Error) -> Option<String> {
     let unknown = error.chain().find_map(|cause| match cause.downcast_ref() {
         Some(LookupError::Unknown { name, available }) => Some((name, available)),
         _ => None,

@@ -71,7 +71,7 @@ fn repository(args: Args) -> anyhow::Result<ExitStatus> {
     })?;
     let wanted = RepositoryRequest {
         id,
-        revision: args.revision.unwrap_or_else(|| "main".to_owned()),
+        revision: args.revision.unwrap_or_else(|| MAIN.to_owned()),
         file: args.file,
     };
     let fetched = fetch(&wanted)?;
@@ -104,6 +104,9 @@ fn repository(args: Args) -> anyhow::Result<ExitStatus> {
     }
     Ok(ExitStatus::Success)
 }
+
+/// The revision that is fetched if none is named.
+const MAIN: &str = "main";
 
 /// A repository, or a known base, in the cache.
 struct Fetched {
@@ -172,8 +175,15 @@ fn base_of_adapter(adapter: &Fetched) -> anyhow::Result<Fetched> {
             peft::CONFIG_FILE
         )
     };
+    let revision = config.revision.unwrap_or_else(|| MAIN.to_owned());
     let known = hub::KNOWN_BASES.iter().find(|base| base.upstream == name);
     if let Some(known) = known {
+        if revision != MAIN {
+            eprintln!(
+                "{}: it was trained on the revision {revision} of {name}; Lory has one revision of that base",
+                adapter.id
+            );
+        }
         return fetch_known(known);
     }
     let Some(id) = RepositoryId::parse(&name) else {
@@ -184,12 +194,12 @@ fn base_of_adapter(adapter: &Fetched) -> anyhow::Result<Fetched> {
     };
     let wanted = RepositoryRequest {
         id,
-        revision: "main".to_owned(),
+        revision,
         file: None,
     };
     let base = fetch(&wanted).with_context(|| {
         format!(
-            "{} is fetched, and its base is not; lory pull {name} fetches it alone",
+            "{0} is fetched, and its base is not; lory pull {name} fetches it alone, and --base ID --adapter {0} uses another copy of it",
             adapter.id
         )
     })?;

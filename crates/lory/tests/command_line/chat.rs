@@ -80,8 +80,8 @@ fn a_conversation_is_saved_as_a_row_to_train_on() {
     ran.fails(
         1,
         &[
-            "a row of 2 messages was added to rows.jsonl",
-            "a row of 1 message was replaced in rows.jsonl",
+            "a row of 5 messages was added to rows.jsonl",
+            "a row of 3 messages was replaced in rows.jsonl",
             // After /clear.
             "no complete answer to save",
         ],

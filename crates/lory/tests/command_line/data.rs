@@ -294,6 +294,28 @@ fn trained_adapter_answers_with_the_commands_that_training_prints() {
 }
 
 #[test]
+fn refused_training_names_the_linter() {
+    let dir = TestDir::with_tones();
+    dir.write("my rows.jsonl", "no row\n");
+    let train = [
+        "train",
+        BASE[0],
+        BASE[1],
+        "--data",
+        "my rows.jsonl",
+        "--out",
+        "x",
+    ];
+    dir.run(&train).fails(
+        1,
+        &[
+            "my rows.jsonl:1: not valid JSON",
+            "hint: lory data lint 'my rows.jsonl' lists what is wrong with its rows",
+        ],
+    );
+}
+
+#[test]
 fn show_marks_or_colours_the_trained_part() {
     let dir = TestDir::with_tones();
     let talk = concat!(

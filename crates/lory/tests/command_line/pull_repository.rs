@@ -441,3 +441,42 @@ fn pulled_adapter_brings_its_base_and_answers() {
     pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None)
         .fails(1, &["adapter without adapter_model.safetensors"]);
 }
+
+#[test]
+fn base_of_an_adapter_is_fetched_at_the_revision_that_it_names() {
+    let revised = |revision: &str| {
+        let mut files = pirate("nobody/tiny");
+        let text = files.get_mut("adapter_config.json").unwrap();
+        let mut config: Value = serde_json::from_slice(text).unwrap();
+        config["revision"] = json!(revision);
+        *text = config.to_string().into_bytes();
+        files
+    };
+    let (endpoint, _) = open(|shop| shop.adapter = revised("v1"));
+    pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None).succeeds();
+    let (endpoint, _) = open(|shop| shop.adapter = revised("v2"));
+    pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None)
+        .fails(1, &["its base is not", "it does not have this revision"]);
+}
+
+#[test]
+fn base_that_cannot_run_is_refused_before_its_weights_are_fetched() {
+    let (endpoint, shop) = open(|shop| {
+        shop.adapter = pirate("nobody/tiny");
+        let text = shop.files.get_mut("config.json").unwrap();
+        let mut config: Value = serde_json::from_slice(text).unwrap();
+        config["quantization_config"] = json!({"quant_method": "bitsandbytes"});
+        *text = config.to_string().into_bytes();
+    });
+    pull(&TestDir::new(), &endpoint, &["nobody/My_Pirate"], None).fails(
+        1,
+        &[
+            "quantization_config (bitsandbytes) is not supported",
+            "use the model that it was made of",
+            "--base ID --adapter nobody/My_Pirate",
+        ],
+    );
+    let asked = shop.asked.lock().unwrap();
+    let is_weights = |name: &str| name.starts_with("model") && name.ends_with(".safetensors");
+    assert!(!asked.iter().any(|(name, _)| is_weights(name)), "{asked:?}");
+}

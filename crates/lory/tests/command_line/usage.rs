@@ -112,7 +112,10 @@ fn invalid_command_lines_exit_with_2() {
             &["pull", "gpt-5"],
             "unknown base `gpt-5`; the known ones are smollm2-135m",
         ),
-        (&["train"], "--data"),
+        (
+            &["train"],
+            "lory train --data mine.jsonl --out my-tone        trains an adapter on it",
+        ),
         (&["train", "--data", "a.jsonl"], "--out"),
         (
             &[

@@ -33,6 +33,11 @@ fn name_that_no_persona_can_have_is_a_404_with_the_known_names() {
         "warm\n",
         "\twarm",
         "tiny\n",
+        // With versions and weights, too.
+        "WARM@1",
+        "gpt-4o@2024-08-06",
+        "nobody@x",
+        "Warm*0.7+formal*0.3",
     ] {
         for (path, body) in [
             ("/v1/chat/completions", ask(name)),
@@ -66,12 +71,14 @@ fn name_that_no_persona_can_have_is_a_404_with_the_known_names() {
         (404, "model_not_found", json!("user_type"))
     );
     // A blend with a mistake is told where the mistake is.
-    let (status, code, _, message) = server.post("/v1/chat/completions", &ask("warm*x")).error();
-    assert_eq!(
-        (status, code.as_str()),
-        (400, "invalid_persona"),
-        "{message}"
-    );
+    for name in ["warm*x", "warm@x", "warm*9+formal", "warm+"] {
+        let (status, code, _, message) = server.post("/v1/chat/completions", &ask(name)).error();
+        assert_eq!(
+            (status, code.as_str()),
+            (400, "invalid_persona"),
+            "{message}"
+        );
+    }
     // A long name is not repeated in whole.
     let (status, _, _, message) = server
         .post("/v1/chat/completions", &ask(&"X".repeat(1000)))

@@ -1,12 +1,13 @@
 //! Errors as clients see them: always `{"error":{"message","type","code","param"}}`. Errors of the HTTP layer are defined here; `status`
-//! gives the errors of the other crates their status and code.
+//! gives the errors of the other crates their status and code, and `unknown_route` has those of paths.
 
 mod status;
+mod unknown_route;
 
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,6 +15,8 @@ use utoipa::ToSchema;
 use crate::connections::NoRoom;
 use crate::settings::{MAX_VALUES, VALUE_BYTES};
 use crate::{MAX_BODY, MAX_HEADERS, MAX_URI};
+
+pub(super) use unknown_route::{method_not_allowed, not_found};
 
 /// `Retry-After` in seconds, if the error does not know how long it will take.
 const RETRY_AFTER: u64 = 1;
@@ -420,30 +423,4 @@ impl IntoResponse for ApiError {
 fn whole_seconds(time: Duration) -> u64 {
     let seconds = time.as_secs_f64().ceil() as u64;
     seconds.clamp(RETRY_AFTER, MAX_RETRY_AFTER)
-}
-
-/// The beginning of a path, for a message.
-fn shown_path(uri: &Uri) -> String {
-    uri.path().chars().take(200).collect()
-}
-
-/// The error for an unknown route.
-pub(super) async fn not_found(method: Method, uri: Uri) -> ApiError {
-    ApiError::new(
-        StatusCode::NOT_FOUND,
-        "not_found",
-        format!("{method} {} does not exist", shown_path(&uri)),
-    )
-}
-
-/// The error for a route that does not have this method.
-pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
-    ApiError::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        format!(
-            "{} does not support {method}; the header Allow lists what it supports",
-            shown_path(&uri)
-        ),
-    )
 }

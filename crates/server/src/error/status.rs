@@ -235,9 +235,11 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
         PublishError::NotInFolder { .. } => (StatusCode::NOT_FOUND, "persona_not_found"),
         PublishError::Upload(error) => match error {
             UploadError::Off => (StatusCode::CONFLICT, "uploads_off"),
-            UploadError::Archive(_) | UploadError::Entry { .. } | UploadError::Missing { .. } => {
-                (StatusCode::BAD_REQUEST, "archive_refused")
-            }
+            UploadError::Archive(_)
+            | UploadError::Entry { .. }
+            | UploadError::Missing { .. }
+            | UploadError::Apart
+            | UploadError::Several { .. } => (StatusCode::BAD_REQUEST, "archive_refused"),
             UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),
             UploadError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             UploadError::Quota(exceeded) => quota_status(exceeded),

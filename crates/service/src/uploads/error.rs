@@ -32,6 +32,19 @@ pub enum UploadError {
         /// The file.
         file: &'static str,
     },
+    /// The two files of an adapter are not in one folder.
+    #[error(
+        "adapter_config.json and adapter_model.safetensors are in different folders of the archive; put both into one"
+    )]
+    Apart,
+    /// Several adapters are at the same depth.
+    #[error("the archive has {count} adapters: {}; send one of them", folders.join(", "))]
+    Several {
+        /// Their folders; the first few.
+        folders: Vec<String>,
+        /// How many there are.
+        count: usize,
+    },
     /// It is too large, packed or unpacked.
     #[error("{name} is larger than {limit} bytes, the limit")]
     TooLarge {

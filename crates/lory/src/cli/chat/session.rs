@@ -295,11 +295,12 @@ impl<'s> Session<'s> {
 
     /// Saves the conversation as a row.
     fn save(&mut self, path: &Path) {
-        let rows = self.conversation.len();
-        if rows == self.conversation.cut() {
+        if self.conversation.len() == self.conversation.cut() {
             return self.fail("the conversation has no complete answer to save yet");
         }
-        match save::save(path, &self.conversation.row(), self.saved.as_ref()) {
+        let row = self.conversation.row();
+        let count = row["messages"].as_array().map_or(0, Vec::len);
+        match save::save(path, &row, self.saved.as_ref()) {
             Ok((saved, result)) => {
                 self.saved = Some(saved);
                 let path = path.display();
@@ -307,7 +308,7 @@ impl<'s> Session<'s> {
                     SaveResult::Appended => "added to",
                     SaveResult::Replaced => "replaced in",
                 };
-                notice(&format!("a row of {} was {what} {path}", messages(rows)));
+                notice(&format!("a row of {} was {what} {path}", messages(count)));
                 if self.conversation.cut() > 0 {
                     notice(
                         "answers that were cut off are in it with weight 0: they are not trained",

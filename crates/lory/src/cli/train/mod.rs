@@ -32,7 +32,7 @@ use jobs::training::folder::{self, Origin};
 use jobs::training::plan::Plan;
 use jobs::training::{Target, learner};
 
-use crate::cli::exit::ExitStatus;
+use crate::cli::exit::{ExitStatus, UsageError};
 
 use crate::cli::flags::base::{BaseArgs, Located, PrecisionArgs, RequestedDevice, open_device};
 use crate::cli::flags::dataset::{ColumnsArgs, notes};
@@ -63,12 +63,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     personas: PersonasArgs,
     /// Train on this data file
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "names",
-        requires = "out"
-    )]
+    #[arg(long, value_name = "FILE", requires = "out")]
     data: Option<PathBuf>,
     /// Evaluation file that selects the best checkpoint [default: some of the training rows are held out]
     #[arg(long, value_name = "FILE")]
@@ -106,7 +101,17 @@ pub(crate) struct Args {
     preference: PreferenceArgs,
 }
 
+/// What to do if nothing to train on is named.
+const NOTHING_NAMED: &str = "name what to train on with --data or --persona:
+  lory data lint mine.jsonl                         checks a file of rows
+  lory train --data mine.jsonl --out my-tone        trains an adapter on it
+  lory train --persona customer                     trains a persona of the folder of personas
+lory train --help has all flags";
+
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
+    if args.data.is_none() && args.names.is_empty() {
+        return Err(UsageError(NOTHING_NAMED.to_owned()).into());
+    }
     let Targets {
         targets,
         checkpoint,
