@@ -155,22 +155,9 @@ pub(crate) fn turn(
         Ok(role_name) => role_name,
         Err(message) => return at(role, message),
     };
-    let speaker = match role_name {
-        "system" | "developer" if i > 0 => {
-            let message = "a system message is only allowed as the first message";
-            return at(role, message.to_owned());
-        }
-        "system" | "developer" => "system",
-        "user" | "human" => "user",
-        "assistant" | "gpt" | "model" | "function_call" => "assistant",
-        "tool" | "function" | "observation" => "tool",
-        other => {
-            let message = format!(
-                "role `{}` is not supported; the roles are system, user (or human), assistant (or gpt) and tool (or observation)",
-                shortened(other)
-            );
-            return at(role, message);
-        }
+    let speaker = match speaker(role_name, i) {
+        Ok(speaker) => speaker,
+        Err(message) => return at(role, message),
     };
     let calls = match speaker {
         "assistant" => calls(object)?,
@@ -201,16 +188,45 @@ pub(crate) fn turn(
         return at(content, EMPTY_ANSWER.to_owned());
     }
     let mark = mark(object, speaker == "assistant", field, fields);
-    let used = [role, content, "tool_call_id"];
+    count_unused(object, [role, content], speaker, field, fields);
+    Ok((Message::new(speaker, render_turn(&written, &calls)), mark))
+}
+
+/// Lory's role, or `tool`, of turn `i` with this role. The error is a message.
+fn speaker(role: &str, i: usize) -> Result<&'static str, String> {
+    match role {
+        "system" | "developer" if i > 0 => {
+            Err("a system message is only allowed as the first message".to_owned())
+        }
+        "system" | "developer" => Ok("system"),
+        "user" | "human" => Ok("user"),
+        "assistant" | "gpt" | "model" | "function_call" => Ok("assistant"),
+        "tool" | "function" | "observation" => Ok("tool"),
+        other => Err(format!(
+            "role `{}` is not supported; the roles are system, user (or human), assistant (or gpt) and tool (or observation)",
+            shortened(other)
+        )),
+    }
+}
+
+/// Counts the keys of a message that training does not use.
+fn count_unused(
+    object: &Map<String, Value>,
+    spelling: [&str; 2],
+    speaker: &str,
+    field: &str,
+    fields: &Fields<'_>,
+) {
     for (key, value) in object {
         let is_call =
             speaker == "assistant" && matches!(key.as_str(), "tool_calls" | "function_call");
-        let is_used = used.contains(&key.as_str()) || MARKS.iter().any(|mark| key == mark.name);
+        let is_used = spelling.contains(&key.as_str())
+            || key == "tool_call_id"
+            || MARKS.iter().any(|mark| key == mark.name);
         if !is_used && !is_call && !is_nothing(value) {
             fields.drop_field(&format!("{field}.{key}"));
         }
     }
-    Ok((Message::new(speaker, render_turn(&written, &calls)), mark))
 }
 
 /// A text, or the texts of a list of parts of the type `text`.

@@ -2,7 +2,8 @@
 //!
 //! Synchronous. Knows text and JSON; must not know tokens, chat templates or training. [`data_file`] opens and decompresses files and splits
 //! them into records, `record` reads their objects, `row` and `pair` recognise the shape of a record, `conversation` reads turns and their marks, `context` the columns next to
-//! a question. `read` and `pair_rows` put them together, for every command, upload and job; [`stop`] ends what nobody waits for. `location` names a
+//! a question. `read` and `pair_rows` put them together, for every command, upload and job, `ranges` for some rows of a file that was checked;
+//! `record_reader` is under both. [`stop`] ends what nobody waits for. `location` names a
 //! line, `split` holds rows out, [`error`] is what can fail.
 //!
 //! | shape         | fields                                           | becomes                                        |
@@ -27,8 +28,10 @@ mod fields;
 mod location;
 mod pair;
 mod pair_rows;
+mod ranges;
 mod read;
 mod record;
+mod record_reader;
 mod row;
 mod split;
 pub mod stop;
@@ -49,10 +52,9 @@ pub use pair_rows::{
     PairScan, PreferencePair, check_pairs, each_pair, holds_pairs, read_first_chosen,
     read_pair_range, scan_pairs,
 };
-pub use read::{
-    CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS, MAX_SKIPPED, RowRange, each_row,
-    read_first, read_range,
-};
+pub use ranges::{RowRange, each_row, read_first, read_range};
+pub use read::{CheckedFile, DatasetScan, MAX_BROKEN, MAX_BYTES, MAX_ROWS};
+pub use record_reader::MAX_SKIPPED;
 pub use split::{HoldOut, held_out};
 
 /// The content of a row, by its shape.

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use crate::error::DatasetError;
 use crate::field_report::FieldReport;
 use crate::pair::{is_pair, parse_pair};
-use crate::read::{CheckedFile, DatasetScan, RowRange, first_object, parse_range};
+use crate::ranges::{RowRange, first_object, parse_range};
+use crate::read::{CheckedFile, DatasetScan};
 use crate::stop::NEVER;
 use crate::{Columns, DataRow, Dataset, RowLocation};
 

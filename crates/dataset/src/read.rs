@@ -1,37 +1,28 @@
 //! Reads rows record by record, within limits. A broken record does not hide those after it.
 
-use std::io::{self, BufRead};
+use std::io::BufRead;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::data_file::{
-    ContentTooLarge, DataFile, DataFiles, Record, Records, data_files, is_table,
-};
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::data_file::{DataFile, DataFiles, Records, data_files, is_table};
 use crate::error::DatasetError;
 use crate::field_report::FieldReport;
-use crate::record::{may_be_left_out, record_object};
+use crate::record::record_object;
+use crate::record_reader::{Read, ReadRow, RecordReader, data_error};
 use crate::row::parse_row;
-use crate::stop::{NEVER, check_stop};
-use crate::{Columns, DataRow, Dataset, HoldOut, RowLocation};
+use crate::stop::NEVER;
+use crate::{Columns, DataRow, Dataset, HoldOut};
 
 /// Most rows of a data file or folder.
 pub const MAX_ROWS: usize = 1_000_000;
-/// Most records of a data file or folder that are not rows: blank, broken, or left out by a mark. Reading one takes time, however small it is.
-pub const MAX_SKIPPED: usize = 1_000_000;
 /// Most content of a data file or folder, in bytes after decompression: its rows are in memory while it is trained on.
 pub const MAX_BYTES: u64 = 2 << 30;
 /// Broken lines that are kept, of those that are counted.
 pub const MAX_BROKEN: usize = 1000;
 /// Broken lines that an error names.
 const NAMED: usize = 10;
-
-/// Reads the object of a record; `None` for a row that is left out.
-type ReadRow<'a, T, E = DatasetError> =
-    dyn FnMut(&Map<String, Value>, RowLocation, &mut FieldReport) -> Result<Option<T>, E> + 'a;
 
 /// A data file and all its errors.
 #[derive(Debug)]
@@ -116,7 +107,7 @@ impl Dataset {
     /// wrong type, or an empty question or answer.
     ///
     /// # Errors
-    /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows, [`MAX_SKIPPED`] other records or [`MAX_BYTES`] bytes.
+    /// The file cannot be read, is UTF-16, has more than [`MAX_ROWS`] rows, [`MAX_SKIPPED`](crate::MAX_SKIPPED) other records or [`MAX_BYTES`] bytes.
     pub fn scan(path: &Path, columns: &Columns) -> Result<DatasetScan, DatasetError> {
         Self::scan_until(path, columns, &NEVER)
     }
@@ -260,64 +251,6 @@ fn scan_files(
     Ok(scanner.finish(&path.display().to_string()))
 }
 
-/// What became of a record.
-enum Read {
-    /// It is a row, or was checked before.
-    Row,
-    /// It is left out, or broken.
-    Skipped,
-    /// It was not read, and no further ones are needed.
-    Enough,
-}
-
-/// Reads the records of files, up to [`MAX_SKIPPED`] that are not rows.
-struct RecordReader<'s> {
-    stop: &'s AtomicBool,
-    skipped: usize,
-}
-
-impl<'s> RecordReader<'s> {
-    fn new(stop: &'s AtomicBool) -> Self {
-        Self { stop, skipped: 0 }
-    }
-
-    /// Calls `read` with each record of the file `name` that is not blank. False if `read` needs no further ones.
-    fn each<E: From<DatasetError>>(
-        &mut self,
-        records: &mut Records<impl BufRead>,
-        name: &str,
-        read: &mut dyn FnMut(&Record<'_>, RowLocation) -> Result<Read, E>,
-    ) -> Result<bool, E> {
-        let file: Arc<str> = name.into();
-        loop {
-            check_stop(self.stop)?;
-            let record = records.next_record();
-            let Some((line, record)) = record.map_err(|error| unreadable(error, name))? else {
-                return Ok(true);
-            };
-            let location = RowLocation {
-                file: file.clone(),
-                line,
-            };
-            let read = match record.is_blank() {
-                true => Read::Skipped,
-                false => read(&record, location)?,
-            };
-            match read {
-                Read::Row => {}
-                Read::Skipped if self.skipped == MAX_SKIPPED => {
-                    let message = format!(
-                        "more than {MAX_SKIPPED} lines are blank, broken, or left out by their marks; remove them"
-                    );
-                    return Err(data_error(name, message).into());
-                }
-                Read::Skipped => self.skipped += 1,
-                Read::Enough => return Ok(false),
-            }
-        }
-    }
-}
-
 /// What was read of the files of a data set.
 struct Scanner<'s> {
     reader: RecordReader<'s>,
@@ -423,30 +356,14 @@ impl<'s> Scanner<'s> {
 /// The error of a file with too many records, with the first broken one, which shows why.
 fn with_first_broken(error: DatasetError, broken: Option<&DatasetError>) -> DatasetError {
     match (error, broken) {
-        (DatasetError::File { file, message }, Some(broken)) => DatasetError::File {
-            file,
-            message: format!("{message}. The first broken line is {broken}"),
-        },
+        (DatasetError::File { file, message }, Some(broken)) => {
+            let broken = broken.to_string();
+            // The message begins with the file already.
+            let line = broken.strip_prefix(&format!("{file}:")).unwrap_or(&broken);
+            let message = format!("{message}. The first broken line is {line}");
+            DatasetError::File { file, message }
+        }
         (error, _) => error,
-    }
-}
-
-/// The error of reading the file `name`.
-fn unreadable(source: io::Error, name: &str) -> DatasetError {
-    match source.get_ref() {
-        Some(cause) if cause.is::<ContentTooLarge>() => data_error(name, cause.to_string()),
-        _ => DatasetError::Read {
-            path: name.into(),
-            source,
-        },
-    }
-}
-
-/// The error of the whole file `name`.
-fn data_error(name: &str, message: String) -> DatasetError {
-    DatasetError::File {
-        file: name.to_owned(),
-        message,
     }
 }
 
@@ -463,140 +380,4 @@ pub struct CheckedFile {
     pub bytes: u64,
     /// SHA-256 of its content, in hex, as [`Dataset::hash`].
     pub hash: String,
-}
-
-/// Some rows of a file, without the work of reading the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RowRange {
-    /// The index of the first, from 0.
-    pub first: usize,
-    /// The most rows.
-    pub limit: usize,
-    /// The most bytes of their lines; the first row is read however long it is.
-    pub max_bytes: usize,
-}
-
-/// The rows in `range` of the file at `path`, whose lines were all checked before. Lines before the range are skipped without being
-/// parsed, unless a mark may leave them out; lines after it are not read.
-///
-/// # Errors
-/// The file cannot be read, a line in the range is broken, or [`DatasetError::Stopped`].
-pub fn read_range(
-    path: &Path,
-    columns: &Columns,
-    range: RowRange,
-    stop: &AtomicBool,
-) -> Result<Vec<DataRow>, DatasetError> {
-    parse_range(path, range, stop, &mut |object, location, fields| {
-        parse_row(object, location, columns, fields)
-    })
-}
-
-/// The first `limit` rows for which `keep` holds of the file at `path`, whose lines were all checked before. Lines after them are not read.
-///
-/// # Errors
-/// As [`read_range`].
-pub fn read_first(
-    path: &Path,
-    columns: &Columns,
-    limit: usize,
-    stop: &AtomicBool,
-    keep: impl Fn(&DataRow) -> bool,
-) -> Result<Vec<DataRow>, DatasetError> {
-    let range = RowRange::first(limit);
-    parse_range(path, range, stop, &mut |object, location, fields| {
-        let row = parse_row(object, location, columns, fields)?;
-        Ok(row.filter(&keep))
-    })
-}
-
-/// Calls `visit` with each row of the file at `path`, whose lines were all checked before, one row in memory at a time.
-///
-/// # Errors
-/// As [`read_range`], and those of `visit`.
-pub fn each_row<E: From<DatasetError>>(
-    path: &Path,
-    columns: &Columns,
-    stop: &AtomicBool,
-    visit: &mut dyn FnMut(DataRow) -> Result<(), E>,
-) -> Result<(), E> {
-    let all = RowRange::first(usize::MAX);
-    parse_range(path, all, stop, &mut |object, location, fields| {
-        if let Some(row) = parse_row(object, location, columns, fields)? {
-            visit(row)?;
-        }
-        Ok::<_, E>(None::<DataRow>)
-    })?;
-    Ok(())
-}
-
-impl RowRange {
-    /// The first `limit` rows, however long they are.
-    pub(crate) fn first(limit: usize) -> RowRange {
-        RowRange {
-            first: 0,
-            limit,
-            max_bytes: usize::MAX,
-        }
-    }
-}
-
-/// The object of the first record of the file at `path`, or of the first file of a folder that has one; `None` if it is broken.
-pub(crate) fn first_object(path: &Path) -> Result<Option<Map<String, Value>>, DatasetError> {
-    let mut reader = RecordReader::new(&NEVER);
-    let mut first = None;
-    for path in data_files(path)?.files {
-        let DataFile { content, layout } = DataFile::open(&path, MAX_BYTES)?;
-        let mut records = Records::new(content.without_hash(), layout);
-        let name = path.display().to_string();
-        let more = reader.each::<DatasetError>(&mut records, &name, &mut |record, location| {
-            first = record_object(record, &location).ok();
-            Ok(Read::Enough)
-        })?;
-        if !more {
-            break;
-        }
-    }
-    Ok(first)
-}
-
-/// As [`read_range`], for rows of another shape: `row` reads one record. A row for which it returns `None` does not count.
-pub(crate) fn parse_range<T, E: From<DatasetError>>(
-    path: &Path,
-    range: RowRange,
-    stop: &AtomicBool,
-    row: &mut ReadRow<'_, T, E>,
-) -> Result<Vec<T>, E> {
-    let mut reader = RecordReader::new(stop);
-    let mut rows = Vec::new();
-    let mut fields = FieldReport::default();
-    let (mut seen, mut bytes, mut left) = (0, 0, MAX_BYTES);
-    for path in data_files(path).map_err(DatasetError::from)?.files {
-        let DataFile { content, layout } =
-            DataFile::open(&path, left).map_err(DatasetError::from)?;
-        let mut records = Records::new(content.without_hash(), layout);
-        let name = path.display().to_string();
-        let more = reader.each::<E>(&mut records, &name, &mut |record, location| {
-            let mut parse = |record: &Record<'_>| {
-                let object = record_object(record, &location)?;
-                row(&object, location.clone(), &mut fields)
-            };
-            if seen < range.first {
-                let counts = !may_be_left_out(record) || !matches!(parse(record), Ok(None));
-                seen += usize::from(counts);
-                return Ok(Read::Row);
-            }
-            bytes += record.content_bytes();
-            if rows.len() >= range.limit || bytes > range.max_bytes && !rows.is_empty() {
-                return Ok(Read::Enough);
-            }
-            rows.extend(parse(record)?);
-            Ok(Read::Row)
-        })?;
-        if !more {
-            break;
-        }
-        left = left.saturating_sub(records.into_reader().read_bytes());
-    }
-    Ok(rows)
 }

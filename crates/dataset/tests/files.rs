@@ -398,7 +398,7 @@ fn records_that_are_not_rows_are_limited() {
         ("\n", ""),
         (
             "7\n",
-            ". The first broken line is rows.jsonl.gz:1: a row must be a JSON object",
+            ". The first broken line is 1: a row must be a JSON object",
         ),
         ("{\"text\":\"a\",\"label\":false}\n", ""),
     ] {

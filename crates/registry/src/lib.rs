@@ -7,7 +7,7 @@
 //! Read [`persona`] first: one persona as plain data. Then:
 //!
 //! - [`personas`]: a set of personas, and the lookup of a [`spec`] such as `customer@3*0.7+partner*0.3`
-//! - [`persona_file`]: `persona.toml`, read with the line of every error (`toml_source`); [`variables`] of its system prompt
+//! - [`persona_folder`]: reads personas from folders; [`persona_file`]: `persona.toml`, read with the line of every error (`toml_source`); [`variables`] of its system prompt
 //! - [`registry`]: publishing and all other changes; [`settings`]: what is published with an adapter, with its
 //!   `sampling_settings`; [`maintenance`]:
 //!   verification and garbage collection
@@ -24,6 +24,7 @@ pub mod log_entry;
 pub mod maintenance;
 pub mod persona;
 pub mod persona_file;
+pub mod persona_folder;
 pub mod personas;
 pub mod registry;
 mod sampling_settings;

@@ -9,8 +9,8 @@
 //! - [`AppState`]: what handlers share; `server_state`: requests in flight and counters of responses
 //! - `work`: where blocking work runs and which key pays, in the `work_pools`, each a `work_pool`; `body_budget` bounds the memory of bodies,
 //!   and `arriving_bodies` how many of one key arrive at once; a `guarded_body` keeps what ends with it
-//! - Requests: `json`, `path` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` is a field,
-//!   and `neutral_fields` are those of other servers
+//! - Requests: `json`, `path` and `query` parse them, `with_sampling` adds the sampling parameters to a body, `stream_options` and
+//!   `token_limit` are fields, and `neutral_fields` are those of other servers
 //! - Responses: `answer_stream` sends events; `completion_object`, `logprobs`, `usage`, `unix_time` and `milliseconds` are shapes of
 //!   the wire formats; `error` gives every error its status
 //! - `openapi`: the description of all routes, generated from the handlers; `origin` and `host`: which web pages may send requests, and to
@@ -44,6 +44,7 @@ mod settings;
 mod stream_options;
 mod studio;
 mod tls;
+mod token_limit;
 mod unix_time;
 mod usage;
 mod with_sampling;

@@ -121,6 +121,6 @@ fn from_persona(args: &TargetArgs<'_>, personas: &Personas, name: &str) -> anyho
         siblings: preference::rejected_personas(&settings, personas)?,
         from: args.preference.from().cloned(),
         settings,
-        out: persona.dir.join(registry::personas::ADAPTER),
+        out: persona.dir.join(registry::persona_folder::ADAPTER),
     })
 }

@@ -11,10 +11,11 @@ use super::tools::{
     CalledFunction, CalledTool, ResponseFormat, ToolChoiceField, ToolField, render_message, tools,
 };
 use crate::error::ApiError;
-use crate::json::{Biases, Texts, TokenLimit};
+use crate::json::{Biases, Texts};
 use crate::logprobs;
 use crate::neutral_fields::{self, is_empty, shared_neutral_fields};
 use crate::stream_options::StreamOptions;
+use crate::token_limit::TokenLimit;
 use crate::with_sampling::AcceptsSampling;
 use sampling::{Interface, SamplingParams};
 use service::{Conversation, FieldNames, GenerateRequest};
