@@ -62,33 +62,39 @@ fn exchanges(list: &[Value]) -> Option<Turns> {
     Some(turns)
 }
 
-/// The instructions for the tools in `tools` or `functions`: a list of functions, as it is or as JSON in a text.
+/// The instructions for the tools in `tools` or `functions`.
 pub(crate) fn tools(fields: &Fields<'_>) -> Option<Arc<str>> {
     let name = ["tools", "functions"]
         .into_iter()
         .find(|name| fields.has(name))?;
-    let value = fields.get(name).filter(|value| !is_nothing(value))?;
+    let column = fields.columns.column(name).unwrap_or(name);
+    listed_tools(fields.get(name)?, column, fields)
+}
+
+/// The instructions for the tools in `value`: a list of functions, as it is or as JSON in a text; none if it is empty. Something else is dropped
+/// and counted as `name`.
+pub(crate) fn listed_tools(value: &Value, name: &str, fields: &Fields<'_>) -> Option<Arc<str>> {
     let parsed = match value {
-        Value::String(text) => serde_json::from_str(text).ok(),
+        Value::String(text) if !is_nothing(value) => serde_json::from_str(text).ok(),
         value => Some(value.clone()),
     };
-    match parsed {
-        Some(parsed) if is_nothing(&parsed) => None,
-        parsed => match parsed.as_ref().and_then(instructions_of) {
-            Some(instructions) => {
-                fields.honour("tools");
-                Some(instructions.into())
-            }
-            None => {
-                fields.drop_column(name);
-                None
-            }
-        },
+    if parsed.as_ref().is_some_and(is_nothing) {
+        return None;
+    }
+    match parsed.as_ref().and_then(instructions_of) {
+        Some(instructions) => {
+            fields.honour("tools");
+            Some(instructions.into())
+        }
+        None => {
+            fields.drop_field(name);
+            None
+        }
     }
 }
 
 /// The instructions for a list of functions; `None` if it is something else.
-pub(crate) fn instructions_of(tools: &Value) -> Option<String> {
+fn instructions_of(tools: &Value) -> Option<String> {
     let tools = tools
         .as_array()
         .filter(|tools| tools.len() <= MAX_ROW_TOOLS)?;

@@ -45,9 +45,13 @@ pub(crate) fn parse_pair(
         true => openai,
         false => plain,
     };
-    let question = question(&fields, names == openai)?;
     let [chosen, rejected] = names.map(|name| answer(&fields, name));
     let (chosen, rejected) = (chosen?, rejected?);
+    let question = match names == openai {
+        true => openai_question(&fields)?,
+        false => plain_question(&fields, &chosen, &rejected)?,
+    };
+    let question = after_context(question, &fields);
     let (prompt, skipped) = split(question, &chosen, &rejected, names, &fields)?;
     let tools = openai_tools(&fields).or_else(|| context::tools(&fields));
     let intent = intent(&fields);
@@ -77,23 +81,57 @@ struct Question {
     before: usize,
 }
 
-fn question(fields: &Fields<'_>, is_openai: bool) -> Result<Question, DatasetError> {
-    let (field, asked) = if is_openai {
-        let input = fields.get("input").and_then(|input| input.get("messages"));
-        let asked = input.filter(|value| !value.is_null());
-        let asked = asked.map(|value| messages(value, "input.messages", "user", fields));
-        ("input.messages", asked.transpose()?)
-    } else if let Some(field) = QUESTIONS.into_iter().find(|field| fields.has(field)) {
-        let value = fields.get(field).unwrap_or(&Value::Null);
-        (field, Some(messages(value, field, "user", fields)?))
-    } else if fields.has("instruction") {
-        let instruction = fields.required("instruction")?;
-        let asked = alpaca_prompt(&instruction, &fields.optional("input")?);
-        ("instruction", Some(Turns::of("user", asked)))
-    } else {
-        ("prompt", None)
-    };
-    let asked = asked.map_or(Vec::new(), |asked| asked.messages);
+/// A field, and its turns.
+type Asked = (&'static str, Vec<Message>);
+
+/// The question in `input.messages`.
+fn openai_question(fields: &Fields<'_>) -> Result<Asked, DatasetError> {
+    let input = fields.get("input").and_then(|input| input.get("messages"));
+    let asked = input.filter(|value| !value.is_null());
+    let asked = asked.map(|value| messages(value, "input.messages", "user", fields));
+    let asked = asked.transpose()?.unwrap_or_default();
+    Ok(("input.messages", asked.messages))
+}
+
+/// The question in a field of its own. A conversation that repeats an answer is not the question, and is counted.
+fn plain_question(
+    fields: &Fields<'_>,
+    chosen: &[Message],
+    rejected: &[Message],
+) -> Result<Asked, DatasetError> {
+    for field in QUESTIONS {
+        let Some(value) = fields.get(field) else {
+            continue;
+        };
+        let mut asked = messages(value, field, "user", fields)?.messages;
+        if is_conversation(&asked) {
+            if is_conversation(chosen) && is_conversation(rejected) {
+                fields.drop_column(field);
+                continue;
+            }
+            let answer = asked.last();
+            if [chosen, rejected].iter().any(|turns| turns.len() == 1 && turns.last() == answer) {
+                asked.pop();
+            }
+        }
+        return Ok((field, asked));
+    }
+    if !fields.has("instruction") {
+        return Ok(("prompt", Vec::new()));
+    }
+    let instruction = fields.required("instruction")?;
+    let asked = alpaca_prompt(&instruction, &fields.optional("input")?);
+    Ok(("instruction", vec![Message::new("user", asked)]))
+}
+
+/// Whether `turns` have a question and end with an answer.
+fn is_conversation(turns: &[Message]) -> bool {
+    let has_question = turns.iter().any(|turn| turn.role == "user");
+    has_question && turns.last().is_some_and(|turn| turn.role == "assistant")
+}
+
+/// The question after the row's system prompt and history, unless it begins with a system prompt.
+fn after_context((field, asked): Asked, fields: &Fields<'_>) -> Question {
     let opens = asked.first().is_some_and(|turn| turn.role == "system");
     let mut turns = Vec::new();
     if !opens {
@@ -105,19 +143,17 @@ fn question(fields: &Fields<'_>, is_openai: bool) -> Result<Question, DatasetErr
     }
     let before = turns.len();
     turns.extend(asked);
-    Ok(Question {
+    Question {
         field,
         turns,
         before,
-    })
+    }
 }
 
 /// The tools in `input.tools` of OpenAI's rows.
 fn openai_tools(fields: &Fields<'_>) -> Option<std::sync::Arc<str>> {
     let tools = fields.peek("input")?.get("tools")?;
-    let instructions = context::instructions_of(tools)?;
-    fields.honour("tools");
-    Some(instructions.into())
+    context::listed_tools(tools, "input.tools", fields)
 }
 
 /// The turns of the prompt, and how many turns of both answers belong to it.

@@ -62,6 +62,46 @@ fn every_shape_of_preference_row_is_read() {
 }
 
 #[test]
+fn messages_that_repeat_the_chosen_answer_are_not_the_question() {
+    let turns = |row: &DataRow| row.turns(None).unwrap().into_iter().map(|turn| turn.content).collect::<Vec<_>>();
+    let [user, chosen, rejected] = [("user", "q"), ("assistant", "a"), ("assistant", "b")]
+        .map(|(role, content)| format!(r#"{{"role":"{role}","content":"{content}"}}"#));
+    let whole = format!(r#""chosen":[{user},{chosen}],"rejected":[{user},{rejected}]"#);
+    for line in [
+        // UltraFeedback, binarized.
+        format!(r#"{{"prompt":"q",{whole},"messages":[{user},{chosen}],"score_chosen":7.5}}"#),
+        format!(r#"{{{whole},"messages":[{user},{chosen}]}}"#),
+        format!(r#"{{{whole},"messages":[{user},{rejected}]}}"#),
+        format!(r#"{{{whole},"conversations":[{user},{{"role":"assistant","content":"c"}}]}}"#),
+        format!(r#"{{"messages":[{user},{chosen}],"chosen":[{chosen}],"rejected":"b"}}"#),
+    ] {
+        let pair = one(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert_eq!(turns(&pair.chosen), ["q", "a"], "{line}");
+        assert_eq!(turns(&pair.rejected), ["q", "b"], "{line}");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!(r#"{{{whole},"messages":[{user},{chosen}]}}"#)).unwrap();
+    let checked = check_pairs(file.path(), &Columns::default(), MAX_BYTES, &NEVER).unwrap();
+    assert_eq!(checked.fields.dropped["messages"], 1);
+}
+
+#[test]
+fn empty_tools_of_a_pair_are_as_none() {
+    let pair = |tools: &str| {
+        one(&format!(
+            r#"{{"input":{{"messages":[{{"role":"user","content":"q"}}],"tools":{tools},"parallel_tool_calls":true}},"preferred_output":[{{"role":"assistant","content":"a"}}],"non_preferred_output":[{{"role":"assistant","content":"b"}}]}}"#
+        ))
+        .unwrap()
+    };
+    for tools in ["[]", "null", r#""[]""#, r#""""#, "{}", "[{}]"] {
+        assert_eq!(pair(tools).chosen.tools, None, "{tools}");
+    }
+    for tools in [r#"[{"name":"f"}]"#, r#""[{\"name\":\"f\"}]""#] {
+        assert!(pair(tools).rejected.tools.is_some(), "{tools}");
+    }
+}
+
+#[test]
 fn broken_pair_is_reported_by_line_and_field() {
     for (line, expected) in [
         ("7", "a row must be a JSON object, this is a number"),

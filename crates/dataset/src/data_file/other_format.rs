@@ -12,9 +12,22 @@ const EXTRACT: &str = "extract it and name the file or the folder in it";
 const DECOMPRESS: &str = "decompress it, or compress it with gzip or Zstandard";
 const SAVE_AS_CSV: &str = "save the sheet as CSV (UTF-8)";
 
-const SIGNATURES: [Signature; 9] = [
-    (b"PAR1\x15", "Parquet", CONVERT),
-    (b"ARROW1\0\0", "Arrow", "convert it to JSON Lines"),
+/// As [`SIGNATURES`], of formats whose first bytes are letters, with which a table may begin too. Binary data follows them.
+const BINARY: [Signature; 4] = [
+    (b"PAR1", "Parquet", CONVERT),
+    (b"PARE", "encrypted Parquet", CONVERT),
+    (b"ARROW1", "Arrow", "convert it to JSON Lines"),
+    (b"FEA1", "Feather", "convert it to JSON Lines"),
+];
+/// Bytes after those of [`BINARY`] of which one is not text.
+const LOOKED_AT: usize = 64;
+
+const SIGNATURES: [Signature; 8] = [
+    (
+        b"version https://git-lfs.github.com/spec/v",
+        "a pointer of Git LFS",
+        "fetch the file that it stands for: git lfs pull",
+    ),
     (b"\xff\xff\xff\xff", "Arrow", "convert it to JSON Lines"),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook", SAVE_AS_CSV),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", EXTRACT),
@@ -35,9 +48,10 @@ const SIGNATURES: [Signature; 9] = [
 /// The error of a file that begins with `start` in a format that is not read; `None` if it may be a file of rows.
 pub(super) fn other_format(start: &[u8], name: &str) -> Option<Unusable> {
     let format = |name, advice| Some(Unusable::Format { name, advice });
-    let known = SIGNATURES
-        .iter()
-        .find(|(bytes, ..)| start.starts_with(bytes));
+    let begins = |(bytes, ..): &&Signature| start.starts_with(bytes);
+    let is_binary = |(bytes, ..): &&Signature| !is_text(&start[bytes.len()..]);
+    let binary = BINARY.iter().filter(begins).find(is_binary);
+    let known = binary.or_else(|| SIGNATURES.iter().find(begins));
     if let Some((_, name, advice)) = known {
         return format(name, advice);
     }
@@ -55,6 +69,18 @@ pub(super) fn other_format(start: &[u8], name: &str) -> Option<Unusable> {
         return format("a tar archive", EXTRACT);
     }
     None
+}
+
+/// Whether the first bytes of `rest` are text.
+fn is_text(rest: &[u8]) -> bool {
+    let looked_at = &rest[..rest.len().min(LOOKED_AT)];
+    let is_utf8 = match std::str::from_utf8(looked_at) {
+        Ok(_) => true,
+        // A character may go on after the bytes that are looked at.
+        Err(error) => error.error_len().is_none(),
+    };
+    let is_control = |byte: &u8| byte.is_ascii_control() && !byte.is_ascii_whitespace();
+    is_utf8 && !looked_at.iter().any(is_control)
 }
 
 /// Whether a zip archive is a workbook.
@@ -96,7 +122,22 @@ mod tests {
                 "rows.parquet: the file is Parquet, which is not read; convert it",
             ),
             (b"PAR1\x15\x04", "rows.jsonl", "Parquet"),
+            (b"PAR1\0\0", "rows.jsonl", "Parquet"),
+            (b"PAR1 \x80", "rows.jsonl", "Parquet"),
+            (b"PARE\x15\x04", "rows.parquet", "Parquet"),
             (b"ARROW1\0\0", "rows.arrow", "Arrow"),
+            (b"FEA1\0\0", "rows.feather", "Feather"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12345\n",
+                "rows.csv",
+                "rows.csv: the file is a pointer of Git LFS, which is not read; fetch the file that it stands for: git lfs pull",
+            ),
+            (
+                b"SQLite format 3\0",
+                "rows.jsonl",
+                "a SQLite database",
+            ),
+            (b"%PDF-1.7", "rows.jsonl", "a PDF document"),
             (
                 zip,
                 "rows.zip",
