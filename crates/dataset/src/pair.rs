@@ -110,7 +110,10 @@ fn plain_question(
                 continue;
             }
             let answer = asked.last();
-            if [chosen, rejected].iter().any(|turns| turns.len() == 1 && turns.last() == answer) {
+            if [chosen, rejected]
+                .iter()
+                .any(|turns| turns.len() == 1 && turns.last() == answer)
+            {
                 asked.pop();
             }
         }

@@ -63,7 +63,13 @@ fn every_shape_of_preference_row_is_read() {
 
 #[test]
 fn messages_that_repeat_the_chosen_answer_are_not_the_question() {
-    let turns = |row: &DataRow| row.turns(None).unwrap().into_iter().map(|turn| turn.content).collect::<Vec<_>>();
+    let turns = |row: &DataRow| {
+        row.turns(None)
+            .unwrap()
+            .into_iter()
+            .map(|turn| turn.content)
+            .collect::<Vec<_>>()
+    };
     let [user, chosen, rejected] = [("user", "q"), ("assistant", "a"), ("assistant", "b")]
         .map(|(role, content)| format!(r#"{{"role":"{role}","content":"{content}"}}"#));
     let whole = format!(r#""chosen":[{user},{chosen}],"rejected":[{user},{rejected}]"#);
@@ -80,7 +86,11 @@ fn messages_that_repeat_the_chosen_answer_are_not_the_question() {
         assert_eq!(turns(&pair.rejected), ["q", "b"], "{line}");
     }
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!(r#"{{{whole},"messages":[{user},{chosen}]}}"#)).unwrap();
+    std::fs::write(
+        file.path(),
+        format!(r#"{{{whole},"messages":[{user},{chosen}]}}"#),
+    )
+    .unwrap();
     let checked = check_pairs(file.path(), &Columns::default(), MAX_BYTES, &NEVER).unwrap();
     assert_eq!(checked.fields.dropped["messages"], 1);
 }

@@ -132,11 +132,7 @@ mod tests {
                 "rows.csv",
                 "rows.csv: the file is a pointer of Git LFS, which is not read; fetch the file that it stands for: git lfs pull",
             ),
-            (
-                b"SQLite format 3\0",
-                "rows.jsonl",
-                "a SQLite database",
-            ),
+            (b"SQLite format 3\0", "rows.jsonl", "a SQLite database"),
             (b"%PDF-1.7", "rows.jsonl", "a PDF document"),
             (
                 zip,
