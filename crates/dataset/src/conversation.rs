@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::DatasetError;
 use crate::field_report::shortened;
 use crate::fields::{EMPTY_ANSWER, Fields, is_nothing, kind, text};
+use crate::usual_names::is_exchange;
 
 /// Most turns of a conversation.
 pub const MAX_TURNS: usize = 1000;
@@ -117,7 +118,15 @@ pub(crate) fn turns_of(
     let mut messages = Vec::with_capacity(list.len());
     let mut marks = Vec::new();
     for (i, item) in list.iter().enumerate() {
-        let turn = turn(item, i, field, fields);
+        if is_exchange(item) {
+            let exchange = exchange(item, field, fields);
+            messages.extend(exchange.map_err(|(part, message)| {
+                fields.error_in(field, &format!("[{i}].{part}"), message)
+            })?);
+            marks.push(None);
+            continue;
+        }
+        let turn = turn(item, field, fields);
         let (message, mark) = turn
             .map_err(|(part, message)| fields.error_in(field, &format!("[{i}]{part}"), message))?;
         if message.role == "assistant" {
@@ -125,15 +134,44 @@ pub(crate) fn turns_of(
         }
         messages.push(message);
     }
+    if messages.len() > MAX_TURNS {
+        let message = format!("has {} turns; at most {MAX_TURNS} are read", messages.len());
+        return Err(fields.error(field, message));
+    }
     // Responses become turns of the user, so the order of the answers stays.
     let messages = merge_tool_responses(messages);
     Ok(Turns { messages, marks })
 }
 
-/// Reads turn `i` and its mark. The error is the path of the invalid field below the turn, and a message.
+/// The two turns of an exchange. The error is the name of the invalid field, and a message.
+fn exchange(
+    item: &Value,
+    field: &str,
+    fields: &Fields<'_>,
+) -> Result<[Message; 2], (&'static str, String)> {
+    let names = ["input", "output"];
+    let [asked, answered] = names.map(|name| {
+        let written = text(item.get(name).unwrap_or(&Value::Null), "a string");
+        written.map_err(|message| (name, message))
+    });
+    let (asked, answered) = (asked?, answered?);
+    if answered.trim().is_empty() {
+        return Err(("output", EMPTY_ANSWER.to_owned()));
+    }
+    for (key, value) in item.as_object().into_iter().flatten() {
+        if !names.contains(&key.as_str()) && !is_nothing(value) {
+            fields.drop_field(&format!("{field}.{key}"));
+        }
+    }
+    Ok([
+        Message::new("user", asked),
+        Message::new("assistant", answered),
+    ])
+}
+
+/// Reads a turn and its mark. The error is the path of the invalid field below the turn, and a message.
 pub(crate) fn turn(
     item: &Value,
-    i: usize,
     field: &str,
     fields: &Fields<'_>,
 ) -> Result<(Message, Option<bool>), (String, String)> {
@@ -155,7 +193,7 @@ pub(crate) fn turn(
         Ok(role_name) => role_name,
         Err(message) => return at(role, message),
     };
-    let speaker = match speaker(role_name, i) {
+    let speaker = match speaker(role_name) {
         Ok(speaker) => speaker,
         Err(message) => return at(role, message),
     };
@@ -171,8 +209,9 @@ pub(crate) fn turn(
             Err(message) => return at(content, message),
         },
     };
-    if role_name == "function_call" {
-        // ShareGPT with tools: the text is the call, or a list of calls.
+    let is_call = matches!(role_name, "function_call" | "tool_call");
+    if is_call {
+        // ShareGPT and ms-swift with tools: the text is the call, or a list of calls.
         written = match calls_of_text(&written) {
             Some(calls) => render_turn("", &calls),
             None => {
@@ -181,7 +220,7 @@ pub(crate) fn turn(
             }
         };
     }
-    if !calls.is_empty() || role_name == "function_call" {
+    if !calls.is_empty() || is_call {
         fields.honour("tool_calls");
     }
     if speaker == "assistant" && written.trim().is_empty() && calls.is_empty() {
@@ -192,16 +231,13 @@ pub(crate) fn turn(
     Ok((Message::new(speaker, render_turn(&written, &calls)), mark))
 }
 
-/// Lory's role, or `tool`, of turn `i` with this role. The error is a message.
-fn speaker(role: &str, i: usize) -> Result<&'static str, String> {
+/// Lory's role, or `tool`, of a turn with this role. The error is a message.
+fn speaker(role: &str) -> Result<&'static str, String> {
     match role {
-        "system" | "developer" if i > 0 => {
-            Err("a system message is only allowed as the first message".to_owned())
-        }
         "system" | "developer" => Ok("system"),
         "user" | "human" => Ok("user"),
-        "assistant" | "gpt" | "model" | "function_call" => Ok("assistant"),
-        "tool" | "function" | "observation" => Ok("tool"),
+        "assistant" | "gpt" | "model" | "function_call" | "tool_call" => Ok("assistant"),
+        "tool" | "function" | "observation" | "tool_response" => Ok("tool"),
         other => Err(format!(
             "role `{}` is not supported; the roles are system, user (or human), assistant (or gpt) and tool (or observation)",
             shortened(other)

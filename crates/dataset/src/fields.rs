@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::DatasetError;
 use crate::field_report::{FieldReport, RowFields, shortened};
+use crate::usual_names::{known_column, mapping, probable_column};
 use crate::{Columns, RowLocation};
 
 /// The error of an answer that is empty or white space.
@@ -56,8 +57,24 @@ impl<'a> Fields<'a> {
     }
 
     fn find(&self, field: &str) -> Option<(&'a str, &'a Value)> {
-        let (column, value) = self.object.get_key_value(self.columns.column(field)?)?;
+        let (column, value) = self.object.get_key_value(self.column(field)?)?;
         (!value.is_null()).then_some((column.as_str(), value))
+    }
+
+    /// The column that `field` is read from: that of its name, or one that is known to hold it.
+    fn column<'f>(&'f self, field: &'f str) -> Option<&'f str> {
+        let column = self.columns.column(field)?;
+        if column != field || self.object.get(field).is_some_and(|value| !value.is_null()) {
+            return Some(column);
+        }
+        // A column that is mapped has that meaning only.
+        let known = known_column(self.object, field).filter(|name| !self.columns.is_field(name));
+        known.or(Some(column))
+    }
+
+    /// Whether `field` is read from a column that is known to hold it.
+    pub(crate) fn is_under_other_name(&self, field: &str) -> bool {
+        self.column(field) != self.columns.column(field)
     }
 
     /// The value of a column, whatever field it is.
@@ -66,7 +83,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The names of the columns.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &'a String> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a String> + Clone {
         self.object.keys()
     }
 
@@ -82,7 +99,7 @@ impl<'a> Fields<'a> {
 
     /// Counts the column of `field`, which was read but is not used.
     pub(crate) fn drop_column(&self, field: &str) {
-        self.drop_field(self.columns.column(field).unwrap_or(field));
+        self.drop_field(self.column(field).unwrap_or(field));
     }
 
     /// Adds the fields of this row to the report of its file; columns that were not read are dropped.
@@ -110,7 +127,7 @@ impl<'a> Fields<'a> {
         message: impl Into<String>,
     ) -> DatasetError {
         let message = message.into();
-        match self.columns.column(field) {
+        match self.column(field) {
             Some(column) if column != field => DatasetError::field(
                 self.location,
                 format!("{}{path}", shortened(column)),
@@ -132,17 +149,26 @@ impl<'a> Fields<'a> {
         Ok(content.to_owned())
     }
 
-    /// The message about a missing field, with the columns that it may be called.
+    /// The message about a missing field, with the column that it probably is in.
     fn missing(&self, field: &str) -> String {
-        let others: Vec<String> = (self.object.iter())
-            .filter(|(name, value)| value.is_string() && !self.columns.is_field(name))
-            .map(|(name, _)| shortened(name))
+        let texts = self.object.iter().filter(|(_, value)| value.is_string());
+        // A label may be a class, which is the answer.
+        let others = texts.map(|(name, _)| name);
+        let others = others.filter(|name| !self.columns.is_field(name) || *name == "label");
+        if let Some(column) = probable_column(others.clone(), field) {
+            let mapping = mapping(field, column);
+            return format!(
+                "is missing; if it is in the column `{column}`, rename that to `{field}`, or map it in `columns`: {mapping}"
+            );
+        }
+        let others: Vec<String> = others
+            .map(|name| shortened(name))
             .take(MAX_SUGGESTED)
             .collect();
-        match others.first() {
-            None => "is missing".to_owned(),
-            Some(first) => format!(
-                "is missing; the row has {}: --column {field}={first} reads it from there",
+        match others.is_empty() {
+            true => "is missing".to_owned(),
+            false => format!(
+                "is missing; the row has {}; rename the column that it is in to `{field}`, or map it in `columns`",
                 others.join(", ")
             ),
         }

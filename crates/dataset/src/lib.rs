@@ -3,8 +3,8 @@
 //! Synchronous. Knows text and JSON; must not know tokens, chat templates or training. [`data_file`] opens and decompresses files and splits
 //! them into records, `record` reads their objects, `row` and `pair` recognise the shape of a record, `conversation` reads turns and their marks, `context` the columns next to
 //! a question. `read` and `pair_rows` put them together, for every command, upload and job, `ranges` for some rows of a file that was checked;
-//! `record_reader` is under both. [`stop`] ends what nobody waits for. `location` names a
-//! line, `split` holds rows out, [`error`] is what can fail.
+//! `record_reader` is under both. [`stop`] ends what nobody waits for. `usual_names` knows
+//! columns of published data sets. `location` names a line, `split` holds rows out, [`error`] is what can fail.
 //!
 //! | shape         | fields                                           | becomes                                        |
 //! |---------------|--------------------------------------------------|------------------------------------------------|
@@ -35,6 +35,7 @@ mod record_reader;
 mod row;
 mod split;
 pub mod stop;
+mod usual_names;
 
 use std::sync::Arc;
 

@@ -100,6 +100,9 @@ fn plain_question(
     rejected: &[Message],
 ) -> Result<Asked, DatasetError> {
     for field in QUESTIONS {
+        if fields.is_under_other_name(field) {
+            continue;
+        }
         let Some(value) = fields.get(field) else {
             continue;
         };
@@ -316,7 +319,7 @@ fn messages(
         }
         Value::Array(list) => turns_of(list, field, fields),
         Value::Object(_) => {
-            let (message, mark) = turn(value, 0, field, fields)
+            let (message, mark) = turn(value, field, fields)
                 .map_err(|(path, message)| fields.error_in(field, &path, message))?;
             let marks = Vec::from_iter((message.role == "assistant").then_some(mark));
             Ok(Turns {

@@ -9,9 +9,10 @@ use crate::error::DatasetError;
 use crate::row::{LABELS, object};
 
 /// Columns of tables whose cells may be lists in JSON.
-const LISTS: [&str; 9] = [
+const LISTS: [&str; 10] = [
     "messages",
     "conversations",
+    "conversation",
     "prompt",
     "completion",
     "chosen",

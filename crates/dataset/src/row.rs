@@ -12,6 +12,7 @@ use crate::conversation::{Turns, conversation, turns};
 use crate::error::DatasetError;
 use crate::field_report::{FieldReport, shortened};
 use crate::fields::{Fields, kind};
+use crate::usual_names::{holds_turns, mapping, probable_column};
 use crate::{Columns, DataRow, RowContent, RowLocation};
 
 /// The object of a line, whatever its columns are.
@@ -306,33 +307,62 @@ fn messages(mut turns: Turns, fields: &Fields<'_>) -> Option<Marked> {
     Some((RowContent::Messages(turns.messages), marks))
 }
 
+/// The most mappings of columns that an error suggests.
+const MAX_MAPPINGS: usize = 8;
+
 /// What to do about a row of no known shape.
 fn advice(fields: &Fields<'_>) -> String {
-    let similar = |name: &String| {
-        let field = name.to_ascii_lowercase();
-        let is_similar = field != *name && fields.columns.is_field(&field);
-        is_similar.then(|| format!(" --column {field}={}", shortened(name)))
-    };
-    let flags: String = fields.names().filter_map(similar).collect();
+    let mappings = mappings(fields);
+    if !mappings.is_empty() {
+        return format!(
+            "rename columns, or map them in `columns`: {}",
+            mappings.join(" ")
+        );
+    }
     let holds_rows = |name: &&String| {
-        let value = fields.value(name);
-        value.is_some_and(|value| {
-            value
-                .as_array()
-                .is_some_and(|list| list.iter().all(Value::is_object) && !list.is_empty())
-        })
+        let list = fields.value(name).and_then(Value::as_array);
+        list.is_some_and(|list| list.iter().all(Value::is_object) && !list.is_empty())
     };
     match fields.names().find(holds_rows) {
         Some(name) => format!(
             "if `{}` is the list of rows, write that list alone",
             shortened(name)
         ),
-        None if flags.is_empty() => {
-            "name other columns in `columns`, on the command line as --column instruction=question"
-                .to_owned()
-        }
-        None => format!("name other columns in `columns`, on the command line as{flags}"),
+        None => "rename columns, or map them in `columns`, such as instruction=question".to_owned(),
     }
+}
+
+/// The columns that are probably fields, as they are mapped.
+fn mappings(fields: &Fields<'_>) -> Vec<String> {
+    let mut found: Vec<(String, &String)> = Vec::new();
+    for name in fields.names() {
+        let field = name.to_ascii_lowercase();
+        if field != *name && fields.columns.is_field(&field) {
+            found.push((field, name));
+        } else if fields.value(name).is_some_and(holds_turns) {
+            found.push(("conversations".to_owned(), name));
+        }
+    }
+    let has = |found: &[(String, &String)], names: [&str; 2]| {
+        let is_found = |name: &&str| found.iter().any(|(field, _)| field == name);
+        names.iter().any(|name| fields.has(name)) || names.iter().any(|name| is_found(&name))
+    };
+    if found.iter().all(|(field, _)| field != "conversations") {
+        for names in [["instruction", "prompt"], ["output", "completion"]] {
+            let texts = fields
+                .names()
+                .filter(|name| fields.value(name).is_some_and(Value::is_string));
+            let others = texts.filter(|name| !found.iter().any(|(_, column)| column == name));
+            let probable = probable_column(others, names[0]);
+            if !has(&found, names)
+                && let Some(column) = probable
+            {
+                found.push((names[0].to_owned(), column));
+            }
+        }
+    }
+    let each = found.iter().take(MAX_MAPPINGS);
+    each.map(|(field, column)| mapping(field, column)).collect()
 }
 
 fn no_shape(fields: &Fields<'_>) -> String {

@@ -282,7 +282,9 @@ fn broken_records_of_other_layouts_are_reported_by_line() {
     }
     let message = error("rows.jsonl", b"{\"question\":\"p\",\"answer\":\"c\"}");
     assert!(
-        message.contains("on the command line as --column instruction=question"),
+        message.contains(
+            "rename columns, or map them in `columns`: instruction=question output=answer"
+        ),
         "{message}"
     );
     let message = error("rows.csv", b"prompt,completion\np,\xff\n");

@@ -90,6 +90,104 @@ fn both_conversation_formats_give_the_same_turns() {
     assert_eq!(data.rows[0].content, data.rows[2].content);
 }
 
+/// The turns of one row, and the fields that are dropped.
+fn turns_of(line: &str) -> (Vec<String>, Vec<String>) {
+    let scan = scan(line.as_bytes());
+    let broken: Vec<String> = scan.broken.iter().map(ToString::to_string).collect();
+    assert_eq!(broken, [""; 0], "{line}");
+    let turns = scan.data.rows[0].turns(None).unwrap().into_iter();
+    let turns = turns.map(|turn| format!("{}: {}", turn.role, turn.content));
+    (turns.collect(), scan.fields.dropped.into_keys().collect())
+}
+
+#[test]
+fn columns_of_published_data_sets_are_read_under_their_own_names() {
+    for (line, turns, dropped) in [
+        // Dolly.
+        (
+            r#"{"instruction":"q","context":"c","response":"a","category":"closed_qa"}"#,
+            &["user: q\n\nc", "assistant: a"][..],
+            &["category"][..],
+        ),
+        (
+            r#"{"instruction":"q","context":"","response":"a"}"#,
+            &["user: q", "assistant: a"],
+            &[],
+        ),
+        (
+            r#"{"instruction":"q","input":"i","context":"c","output":"a","response":"r"}"#,
+            &["user: q\n\ni", "assistant: a"],
+            &["context", "response"],
+        ),
+        (
+            r#"{"instruction":"q","context":["c"],"output":"a"}"#,
+            &["user: q", "assistant: a"],
+            &["context"],
+        ),
+        // MetaMath and ms-swift.
+        (
+            r#"{"query":"q","response":"a","history":[["h","i"]],"system":"s","type":"MATH"}"#,
+            &[
+                "system: s",
+                "user: h",
+                "assistant: i",
+                "user: q",
+                "assistant: a",
+            ],
+            &["type"],
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"q"},{"role":"tool_call","content":"{\"name\":\"f\",\"arguments\":{}}"},{"role":"tool_response","content":"42"},{"role":"assistant","content":"a"}]}"#,
+            &[
+                "user: q",
+                "assistant: <tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>",
+                "user: <tool_response>\n42\n</tool_response>",
+                "assistant: a",
+            ],
+            &[],
+        ),
+        // LMSYS-Chat, WildChat and Capybara.
+        (
+            r#"{"conversation":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"turn":1}"#,
+            &["user: q", "assistant: a"],
+            &["turn"],
+        ),
+        (
+            r#"{"conversation":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#,
+            &["user: q", "assistant: a"],
+            &[],
+        ),
+        (
+            r#"{"conversation":[{"input":"q","output":"a"},{"input":"r","output":"b","id":1}]}"#,
+            &["user: q", "assistant: a", "user: r", "assistant: b"],
+            &["conversations.id"],
+        ),
+    ] {
+        let (read, unused) = turns_of(line);
+        assert_eq!(read, turns, "{line}");
+        assert_eq!(unused, dropped, "{line}");
+    }
+    // A column that is mapped has that meaning only.
+    let error = renamed(
+        r#"{"instruction":"q","response":"a"}"#,
+        &[("text", "response")],
+    );
+    assert!(error.is_ok_and(|data| data.rows[0].content == RowContent::Text("a".to_owned())));
+}
+
+#[test]
+fn system_message_may_be_in_the_middle_of_a_conversation() {
+    let line = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"developer","content":"s"},{"role":"user","content":"r"},{"role":"assistant","content":"b"}]}"#;
+    let expected = [
+        "user: q",
+        "assistant: a",
+        "system: s",
+        "user: r",
+        "assistant: b",
+    ];
+    assert_eq!(turns_of(line).0, expected);
+}
+
 #[test]
 fn columns_can_be_renamed() {
     let text =
@@ -152,8 +250,16 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ),
         ("{\"instruction\":\"a\"}", "field `output`: is missing"),
         (
-            "{\"instruction\":\"a\",\"context\":\"b\",\"response\":\"c\",\"input\":\"d\"}",
-            "field `output`: is missing; the row has context, response: --column output=context reads it from there",
+            "{\"instruction\":\"a\",\"category\":\"b\",\"Gold Answer\":\"c\"}",
+            "field `output`: is missing; if it is in the column `Gold Answer`, rename that to `output`, or map it in `columns`: output='Gold Answer'",
+        ),
+        (
+            "{\"prompt\":\"a\",\"source\":\"b\",\"response\":\"c\"}",
+            "if it is in the column `response`, rename that to `completion`, or map it in `columns`: completion=response",
+        ),
+        (
+            "{\"instruction\":\"a\",\"category\":\"b\",\"source\":\"c\",\"xyz\":\"d\"}",
+            "field `output`: is missing; the row has category, source, xyz; rename the column that it is in to `output`",
         ),
         (
             "{\"prompt\":\"a\",\"completion\":\"b\"},",
@@ -166,11 +272,23 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ),
         (
             "{\"Text\":\"a\",\"source\":\"b\"}",
-            "on the command line as --column text=Text",
+            "rename columns, or map them in `columns`: text=Text",
         ),
         (
             "{\"data\":[{\"prompt\":\"a\",\"completion\":\"b\"}]}",
             "if `data` is the list of rows, write that list alone",
+        ),
+        (
+            "{\"dialog\":[{\"role\":\"user\",\"content\":\"a\"}]}",
+            "rename columns, or map them in `columns`: conversations=dialog",
+        ),
+        (
+            "{\"Question\":\"a\",\"topic\":\"b\",\"Answer\":\"c\"}",
+            "rename columns, or map them in `columns`: instruction=Question output=Answer",
+        ),
+        (
+            "{\"conversation\":[{\"input\":\"a\",\"output\":\" \"}]}",
+            "field `conversation[0].output`: (read as `conversations`) the answer is empty",
         ),
         (
             "{\"instruction\":\"a\",\"output\":3}",
@@ -211,10 +329,6 @@ fn broken_row_is_reported_by_file_line_and_field() {
         (
             "{\"conversations\":[{\"from\":\"human\"}]}",
             "field `conversations[0].value`: is missing",
-        ),
-        (
-            "{\"conversations\":[{\"from\":\"human\",\"value\":\"x\"},{\"from\":\"system\",\"value\":\"x\"}]}",
-            "field `conversations[1].from`: a system message is only allowed as the first message",
         ),
         (
             "{\"conversations\":[\"x\"]}",
