@@ -12,7 +12,7 @@ use crate::conversation::{Turns, conversation, turns};
 use crate::error::DatasetError;
 use crate::field_report::{FieldReport, shortened};
 use crate::fields::{Fields, kind};
-use crate::usual_names::{holds_turns, mapping, probable_column};
+use crate::usual_names::{holds_turns, is_turn, mapping, probable_column};
 use crate::{Columns, DataRow, RowContent, RowLocation};
 
 /// The object of a line, whatever its columns are.
@@ -29,6 +29,10 @@ pub(crate) fn object(
                 format!("{message}; a row is a JSON object, such as {{\"prompt\": \"...\", \"completion\": \"...\"}}"),
             )
         })?;
+        let is_turns = |list: &Vec<Value>| !list.is_empty() && list.iter().all(is_turn);
+        if value.as_array().is_some_and(is_turns) {
+            return Ok(Map::from_iter([("messages".to_owned(), value)]));
+        }
         let message = format!(
             "a row must be a JSON object, this is {}; write one object a line",
             kind(&value)
@@ -170,6 +174,13 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> String {
         }
         _ => "",
     };
+    if let Some(number) = python_number(text, error) {
+        let field = field_of_error(text).unwrap_or_default();
+        return format!(
+            "not valid JSON at column {}: field `{field}` is {number}, which JSON does not have; write null, or leave the field out",
+            error.column()
+        );
+    }
     let is_surrogate =
         reason.starts_with("lone leading surrogate") || reason == "unexpected end of hex escape";
     if is_surrogate && let Some(field) = field_of_error(text) {
@@ -183,6 +194,19 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> String {
         "not valid JSON at column {}: {reason}{advice}",
         error.column()
     )
+}
+
+/// The number at which `text` is not valid JSON, if it is one that Python writes.
+fn python_number(text: &str, error: &serde_json::Error) -> Option<&'static str> {
+    let line = text.lines().nth(error.line().checked_sub(1)?)?.as_bytes();
+    // The error may be at the number's first character, or at the one after it.
+    let mut starts = error.column().saturating_sub(2)..=error.column();
+    let at = |start: usize| {
+        let rest = line.get(start..)?;
+        let mut numbers = ["NaN", "-Infinity", "Infinity"].into_iter();
+        numbers.find(|number| rest.starts_with(number.as_bytes()))
+    };
+    starts.find_map(at)
 }
 
 /// The path of the value at which `text` is not valid JSON, if it is in one.

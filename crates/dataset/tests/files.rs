@@ -328,6 +328,86 @@ fn oversized_records_do_not_hide_the_records_after_them() {
 }
 
 #[test]
+fn line_of_excel_that_names_the_delimiter_is_not_the_header() {
+    let folder = tempfile::tempdir().unwrap();
+    for (start, delimiter) in [
+        ("\u{feff}sep=;\r\n", ";"),
+        ("SEP=,\n", ","),
+        ("sep=^\n", "^"),
+        ("sep=\t\n", "\t"),
+    ] {
+        let table = format!("{start}prompt{delimiter}completion\nq{delimiter}a\n");
+        let path = written(folder.path(), "rows.csv", table.as_bytes());
+        assert_eq!(
+            read(&path),
+            [(3, "q".to_owned(), "a".to_owned())],
+            "{start:?}"
+        );
+    }
+    // A table of one column may have this name.
+    let path = written(folder.path(), "rows.csv", b"sep=long,text\nq,a\n");
+    assert_eq!(read(&path), [(2, String::new(), "a".to_owned())]);
+}
+
+#[test]
+fn lists_of_turns_are_conversations() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = |from: &str| {
+        format!(r#"[{{"role":"user","content":"{from}"}},{{"from":"gpt","value":"a"}}]"#)
+    };
+    let (one, two) = (list("q"), list("r"));
+    for (name, text, lines) in [
+        ("rows.jsonl", format!("{one}\n{two}\n"), [1, 2]),
+        ("rows.jsonl", format!("{one}\n\n{two}"), [1, 3]),
+        ("rows.json", format!("[{one},\n{two}]"), [1, 2]),
+    ] {
+        let path = written(folder.path(), name, text.as_bytes());
+        let [first, second] = [(lines[0], "q"), (lines[1], "r")]
+            .map(|(line, question)| (line, question.to_owned(), "a".to_owned()));
+        assert_eq!(read(&path), [first, second], "{text}");
+    }
+    let long = "q ".repeat(5000);
+    for question in ["q", &long] {
+        let path = written(folder.path(), "rows.jsonl", list(question).as_bytes());
+        assert_eq!(read(&path), [(1, question.to_owned(), "a".to_owned())]);
+    }
+    // Longer than what is looked at.
+    let turns = vec![r#"{"role":"assistant","content":"a"}"#; 900].join(",");
+    let path = written(folder.path(), "rows.jsonl", format!("[{turns}]").as_bytes());
+    assert_eq!(read(&path).len(), 1);
+}
+
+#[test]
+fn object_on_several_lines_is_one_error() {
+    for (text, expected) in [
+        (
+            "{\n \"data\": [\n  {\n   \"text\": \"a\"\n  }\n ]\n}\n",
+            "rows.json: ",
+        ),
+        (
+            "{\"rows\": [\n{\"text\": \"a\"},\n{\"text\": \"b\"}\n]}\n",
+            "rows.json: ",
+        ),
+        (
+            "\u{feff}{\r\n \"text\": \"a\"\r\n}\r\n{\r\n \"text\": \"b\"\r\n}\r\n",
+            "rows.json: ",
+        ),
+        ("{\"text\": \"a\",\n \"intent\": \"b\"}\n", "rows.json: "),
+        // A line that is cut off does not hide the others.
+        (
+            "{\"text\": \"a\n{\"text\": 7}\n{\"text\": \"c\"}\n",
+            "rows.json: 2 lines are broken",
+        ),
+    ] {
+        let message = error("rows.json", text.as_bytes());
+        assert!(message.starts_with(expected), "{message} lacks {expected}");
+        let is_one =
+            message.contains("a JSON object is on several lines; write each row on one line");
+        assert_eq!(is_one, !expected.contains("broken"), "{message}");
+    }
+}
+
+#[test]
 fn broken_header_of_a_table_is_the_only_error() {
     let columns = |count: usize| {
         let names: Vec<String> = (0..count).map(|i| format!("c{i}")).collect();

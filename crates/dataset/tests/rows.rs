@@ -267,6 +267,18 @@ fn broken_row_is_reported_by_file_line_and_field() {
         ),
         ("{'prompt': 'a'}", "JSON has double quotes"),
         (
+            "{\"text\":\"a\",\"score\":NaN}",
+            "field `score` is NaN, which JSON does not have; write null, or leave the field out",
+        ),
+        (
+            "{\"text\":\"a\",\"scores\":[1,-Infinity]}",
+            "field `scores[1]` is -Infinity, which JSON does not have",
+        ),
+        (
+            "{\"text\":\"a\",\"score\":Infinity}",
+            "field `score` is Infinity, which JSON does not have",
+        ),
+        (
             "Where is my parcel?",
             "a row is a JSON object, such as {\"prompt\"",
         ),

@@ -1,5 +1,6 @@
 //! Files of rows: lines of JSON, JSON lists and tables, plain or compressed, and folders of them. Splits a file into records, in memory of a
-//! fixed size; must not know what rows mean.
+//! fixed size; must not know what rows mean, except that a list of
+//! turns on a line is one.
 
 mod folder;
 mod other_format;
@@ -47,6 +48,11 @@ pub enum Unusable {
         /// What to do.
         advice: &'static str,
     },
+    /// It begins with an object that is not whole on its line.
+    #[error(
+        "a JSON object is on several lines; write each row on one line, or all rows as one list in [ and ] with nothing around it"
+    )]
+    SeveralLines,
     /// The folder has too many files.
     #[error("the folder has more than {MAX_FOLDER_FILES} data files; join some")]
     TooManyFiles,

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read};
 
 use csv_core::ReadRecordResult;
 
-use super::source::Layout;
+use super::source::{Layout, NAMES_DELIMITER};
 
 /// Longest record of a data file, in bytes; the end of a line does not count.
 pub const MAX_LINE: usize = 1 << 20;
@@ -302,7 +302,14 @@ impl Table {
             return Ok(None);
         }
         if self.names.is_empty() {
-            let Some((line, row)) = self.read(reader)? else {
+            let mut first = self.read(reader)?;
+            if first
+                .as_ref()
+                .is_some_and(|(_, row)| self.names_delimiter(row))
+            {
+                first = self.read(reader)?;
+            }
+            let Some((line, row)) = first else {
                 return Ok(None);
             };
             if let Err(reason) = self.read_header(&row) {
@@ -328,6 +335,13 @@ impl Table {
             }
         };
         Ok(Some((line, record)))
+    }
+
+    /// Whether a row names the delimiter for Excel.
+    fn names_delimiter(&self, row: &Row) -> bool {
+        matches!(row, Row::Cells(2))
+            && self.cell(0).eq_ignore_ascii_case(NAMES_DELIMITER)
+            && self.cell(1).is_empty()
     }
 
     /// The names of the columns; the error says why they cannot be used.
