@@ -48,6 +48,7 @@ pub(crate) fn check(fields: &[(&str, &Option<Value>)]) -> Result<(), ApiError> {
     };
     let instead = match *field {
         "functions" | "function_call" => "use tools and tool_choice",
+        "guided_json" | "structured_outputs" => "use response_format",
         _ => "leave it out",
     };
     let message = format!("{field} is not supported; {instead}");
@@ -68,12 +69,17 @@ macro_rules! shared_neutral_fields {
             ("cache_prompt", &$request.cache_prompt),
             ("early_stopping", &$request.early_stopping),
             ("extra_body", &$request.extra_body),
+            ("guided_choice", &$request.guided_choice),
+            ("guided_grammar", &$request.guided_grammar),
+            ("guided_json", &$request.guided_json),
+            ("guided_regex", &$request.guided_regex),
             (
                 "include_stop_str_in_output",
                 &$request.include_stop_str_in_output,
             ),
             ("length_penalty", &$request.length_penalty),
             ("min_tokens", &$request.min_tokens),
+            ("prompt_logprobs", &$request.prompt_logprobs),
             ("return_token_ids", &$request.return_token_ids),
             (
                 "return_tokens_as_token_ids",
@@ -85,6 +91,8 @@ macro_rules! shared_neutral_fields {
                 &$request.spaces_between_special_tokens,
             ),
             ("stop_token_ids", &$request.stop_token_ids),
+            ("structured_outputs", &$request.structured_outputs),
+            ("truncate_prompt_tokens", &$request.truncate_prompt_tokens),
             ("use_beam_search", &$request.use_beam_search),
         ]
     };

@@ -59,6 +59,18 @@ impl<'de> Deserialize<'de> for TokenLimit {
                     }
                 }
             }
+
+            /// Languages with one type of number write 8 as 8.0.
+            fn visit_f64<E: serde::de::Error>(self, tokens: f64) -> Result<TokenLimit, E> {
+                let whole = tokens as i64;
+                match whole as f64 == tokens && whole < i64::MAX {
+                    true => self.visit_i64(whole),
+                    false => {
+                        let found = serde::de::Unexpected::Float(tokens);
+                        Err(E::invalid_value(found, &self))
+                    }
+                }
+            }
         }
         deserializer.deserialize_i64(Visitor)
     }

@@ -83,14 +83,21 @@ pub(crate) struct ChatRequest {
     early_stopping: Option<Value>,
     echo: Option<Value>,
     extra_body: Option<Value>,
+    guided_choice: Option<Value>,
+    guided_grammar: Option<Value>,
+    guided_json: Option<Value>,
+    guided_regex: Option<Value>,
     include_stop_str_in_output: Option<Value>,
     length_penalty: Option<Value>,
     min_tokens: Option<Value>,
+    prompt_logprobs: Option<Value>,
     return_token_ids: Option<Value>,
     return_tokens_as_token_ids: Option<Value>,
     skip_special_tokens: Option<Value>,
     spaces_between_special_tokens: Option<Value>,
     stop_token_ids: Option<Value>,
+    structured_outputs: Option<Value>,
+    truncate_prompt_tokens: Option<Value>,
     use_beam_search: Option<Value>,
 }
 
@@ -244,7 +251,7 @@ impl ChatMessage {
         let has_text = self.content.is_some() || is_result || is_refusal;
         if !has_text && calls.iter().all(|(_, given)| !given) {
             let field = format!("messages[{i}].content");
-            let message = format!("{field} is missing");
+            let message = format!("{field} is missing or null");
             return Err(ApiError::bad_request("missing_field", message, Some(field)));
         }
         Ok(())
@@ -434,6 +441,27 @@ mod tests {
     }
 
     #[test]
+    fn null_in_a_field_of_another_server_changes_nothing() {
+        let ask = |more| read(json!([{"role": "user", "content": "?"}]), more);
+        for field in [
+            "guided_choice",
+            "guided_grammar",
+            "guided_json",
+            "guided_regex",
+            "prompt_logprobs",
+            "structured_outputs",
+            "truncate_prompt_tokens",
+        ] {
+            ask(json!({field: null})).unwrap();
+            let message = ask(json!({field: 1})).unwrap_err();
+            assert!(
+                message.contains(&format!("{field} is not supported")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
     fn minus_one_and_an_empty_stop_mean_no_limit() {
         let ask = |more| read(json!([{"role": "user", "content": "?"}]), more);
         for field in ["max_tokens", "max_completion_tokens"] {
@@ -441,10 +469,14 @@ mod tests {
             assert!(request.fill_context && request.max_new_tokens.is_none());
             assert_eq!(request.sampling.top_k, Some(0));
             assert_eq!(request.stop, Some(Vec::new()));
-            let request = ask(json!({field: 5})).unwrap();
-            assert!(!request.fill_context && request.max_new_tokens == Some(5));
-            let message = ask(json!({field: -2})).unwrap_err();
-            assert!(message.contains("or -1 for as many as fit"), "{message}");
+            for five in [json!(5), json!(5.0)] {
+                let request = ask(json!({field: five})).unwrap();
+                assert!(!request.fill_context && request.max_new_tokens == Some(5));
+            }
+            for refused in [json!(-2), json!(-2.0), json!(5.5), json!(1e300)] {
+                let message = ask(json!({field: refused})).unwrap_err();
+                assert!(message.contains("or -1 for as many as fit"), "{message}");
+            }
         }
         let message = ask(json!({"top_k": -2})).unwrap_err();
         assert!(message.contains("or -1 for no limit"), "{message}");
