@@ -9,6 +9,7 @@ use formats::checkpoint::Checkpoint;
 use formats::config::ModelConfig;
 use formats::folder::{self, Description, Folder};
 use formats::gguf::{self, Bytes, Gguf};
+use formats::git_lfs;
 use formats::tokenizer::Tokenizer;
 use kernels::MappedFile;
 use sha2::{Digest as _, Sha256};
@@ -35,7 +36,7 @@ impl BaseFiles {
     pub fn open(path: &Path) -> Result<BaseFiles, BaseError> {
         let mapped = RefCell::new(Vec::new());
         let map_one = |path: &Path| {
-            let file = Arc::new(kernels::map_file(path)?);
+            let file = Arc::new(map_file(path)?);
             mapped.borrow_mut().push(Arc::clone(&file));
             Ok(file as Bytes)
         };
@@ -132,21 +133,25 @@ impl BaseText {
 pub fn of_gguf(gguf: &Gguf) -> Result<(Tokenizer, ChatTemplate), BaseError> {
     let tokenizer = Tokenizer::from_gguf(gguf)?;
     let template = ChatTemplate::from_gguf(gguf, &tokenizer)?;
-    Ok(with_end_of_turn(tokenizer, template))
+    with_end_of_turn(tokenizer, template)
 }
 
 fn of_folder(description: &Description) -> Result<(Tokenizer, ChatTemplate), BaseError> {
     let tokenizer = description.tokenizer()?;
     let template = description.chat_template(&tokenizer)?;
-    Ok(with_end_of_turn(tokenizer, template))
+    with_end_of_turn(tokenizer, template)
 }
 
 /// An answer also ends with the token with which the template ends a turn, whatever the other files say.
-fn with_end_of_turn(mut tokenizer: Tokenizer, template: ChatTemplate) -> (Tokenizer, ChatTemplate) {
-    if let Some(end) = template.end_of_turn(&tokenizer) {
-        tokenizer.add_end_id(end);
-    }
-    (tokenizer, template)
+fn with_end_of_turn(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+) -> Result<(Tokenizer, ChatTemplate), BaseError> {
+    let tokenizer = match template.end_of_turn(&tokenizer) {
+        Some(end) => tokenizer.with_end_id(end)?,
+        None => tokenizer,
+    };
+    Ok((tokenizer, template))
 }
 
 /// Maps the GGUF file at `path`, or all parts of the split file that it belongs to.
@@ -154,8 +159,14 @@ fn with_end_of_turn(mut tokenizer: Tokenizer, template: ChatTemplate) -> (Tokeni
 /// # Errors
 /// [`BaseError`], naming the file and what is wrong in it.
 pub fn open_gguf(path: &Path) -> Result<Gguf, BaseError> {
-    let map = |path: &Path| Ok(Arc::new(kernels::map_file(path)?) as Bytes);
+    let map = |path: &Path| Ok(Arc::new(map_file(path)?) as Bytes);
     Ok(Gguf::open_parts(path, &map)?)
+}
+
+fn map_file(path: &Path) -> std::io::Result<MappedFile> {
+    let file = kernels::map_file(path)?;
+    git_lfs::check(AsRef::<[u8]>::as_ref(&file))?;
+    Ok(file)
 }
 
 /// The files of the base at `path`: the GGUF file, all parts of a split one, or those of a folder in the order of their names.

@@ -38,9 +38,15 @@ impl Base {
     /// `base`, or by the repository of a known base.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
-        let own = name.split_once('/').map_or(name, |(_, own)| own);
-        own.eq_ignore_ascii_case(&self.name) || name == BASE || is_repository_of(&self.name, name)
+        name == BASE || is_name_of(&self.name, name)
     }
+}
+
+/// Whether `name` means the base with the name `base`: it is this name, in any case and with an owner in front, or the repository of a known base.
+#[must_use]
+pub fn is_name_of(base: &str, name: &str) -> bool {
+    let own = name.split_once('/').map_or(name, |(_, own)| own);
+    own.eq_ignore_ascii_case(base) || is_repository_of(base, name)
 }
 
 /// Whether `name` is a repository of the known base `base`: that of the original model, which its adapters record, or that of its file.

@@ -51,7 +51,7 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
         path: path.to_owned(),
         source,
     };
-    let file = crate::disk::open(path).map_err(io)?;
+    let file = crate::git_lfs::open(path).map_err(io)?;
     let found = file.metadata().map_err(io)?.len();
     let mut text = String::new();
     // One byte more than the limit, so that a file that grows while it is read is noticed.

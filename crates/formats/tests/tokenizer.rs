@@ -217,7 +217,11 @@ fn template_shows_what_ends_a_turn() {
         tokens.push(text.to_owned());
         types.push(kind);
     }
-    let mut tokenizer = build(&writer("smollm", &tokens, &tiny.merges, &types)).unwrap();
+    for text in ["</s>", "<end_of_utterance>", "<turn|>", "word"] {
+        tokens.push(text.to_owned());
+        types.push(1);
+    }
+    let tokenizer = build(&writer("smollm", &tokens, &tiny.merges, &types)).unwrap();
     let ends_with = |end: &str| {
         let source = format!(
             "{{% for m in messages %}}{{% if m.role == 'system' and 0 %}}{{{{ raise_exception('no') }}}}{{% endif %}}<turn>{{{{ \
@@ -233,11 +237,28 @@ fn template_shows_what_ends_a_turn() {
     assert_eq!(ends_with("\n\n"), None);
     assert_eq!(ends_with(" and more<done>"), None);
     assert_eq!(ends_with("{{ raise_exception('never') }}"), None);
+    // The file types these as text.
+    for (end, id) in (own + 3..)
+        .zip(["</s>", "<end_of_utterance>", "<turn|>"])
+        .map(|(id, end)| (end, id))
+    {
+        assert_eq!(ends_with(end), Some(id), "{end}");
+        assert_eq!(ends_with(&format!("{end}\n")), Some(id), "{end}");
+    }
+    assert_eq!(ends_with("word"), None);
     let hash = tokenizer.hash().to_owned();
-    tokenizer.add_end_id(own);
-    tokenizer.add_end_id(own);
-    assert_eq!(tokenizer.end_ids(), [0, 2, own]);
-    assert_eq!(tokenizer.hash(), hash);
+    let with_own = tokenizer.with_end_id(own).unwrap();
+    let twice = with_own.with_end_id(own).unwrap();
+    assert_eq!(twice.end_ids(), [0, 2, own]);
+    assert_eq!(twice.hash(), hash);
+    // A token that was text is a control token from then on, and a user's text does not become it.
+    let of_text = twice.with_end_id(own + 4).unwrap();
+    assert_eq!(of_text.end_ids(), [0, 2, own, own + 4]);
+    assert!(of_text.is_special(own + 4));
+    let ids = |special| of_text.encode("<end_of_utterance>", special).unwrap();
+    assert_eq!(ids(Special::Parse), [own + 4]);
+    assert!(!ids(Special::AsText).contains(&(own + 4)));
+    assert_ne!(of_text.hash(), hash);
 }
 
 #[test]

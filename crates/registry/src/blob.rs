@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use formats::atomic_file::{self, AtomicFolder};
 use formats::disk;
-use formats::peft::{self, AdapterConfig, PeftError};
+use formats::peft::{self, AdapterConfig, OtherFormat, PeftError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -71,14 +71,9 @@ impl AdapterContent {
     pub fn read(dir: &Path) -> Result<AdapterContent, RegistryError> {
         let path = dir.join(peft::CONFIG_FILE);
         let config = read_limited(&path, MAX_CONFIG)?;
+        OtherFormat::refuse(dir)?;
         let parsed = AdapterConfig::parse(&config, &path)?;
         let path = dir.join(peft::WEIGHTS_FILE);
-        if !path.exists() && dir.join("adapter_model.bin").exists() {
-            return Err(PeftError::Pickle {
-                path: dir.to_owned(),
-            }
-            .into());
-        }
         let weights = read_limited(&path, MAX_WEIGHTS)?;
         let adapter = peft::Adapter::parse(parsed, &weights, &path)?;
         Ok(AdapterContent {
@@ -110,7 +105,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, RegistryError> {
         path: path.to_owned(),
         source,
     };
-    let file = formats::disk::open(path).map_err(io)?;
+    let file = formats::git_lfs::open(path).map_err(io)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
     match bytes.len() as u64 {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{AdapterId, Handle, Lease, PoolError, ReservationError, WaitOptions};
-use formats::peft::{self, BaseTensor, PeftError};
+use formats::peft::{self, AdapterConfig, BaseTensor, PeftError};
 use formats::short_path::shortened;
 use model::{Model, ModelError};
 use registry::blob::BASE_KEY;
@@ -18,6 +18,7 @@ use registry::{AdapterRef, ReadError};
 
 use crate::compute_arbiter;
 use base::adapter_tensors;
+use base::hub::{self, RepositoryId};
 use base::open::{Base, Fingerprint};
 
 /// Why an adapter is not in memory.
@@ -27,12 +28,14 @@ pub enum AdapterError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It does not fit the base.
-    #[error("{path}: {source}")]
+    #[error("{}{}", of_adapter(path, source), meant_for(other_base.as_deref()))]
     Model {
         /// Its folder.
         path: String,
         /// Why.
         source: Box<ModelError>,
+        /// The base that its configuration names, if it is another one than this.
+        other_base: Option<String>,
     },
     /// It was trained with another tokenizer or template than the base's, so its answers would be wrong.
     #[error(
@@ -66,6 +69,26 @@ pub enum AdapterError {
     Pool(PoolError),
 }
 
+/// The message of `error` with the adapter's path, which some errors have already.
+fn of_adapter(path: &str, error: &ModelError) -> String {
+    let error = error.to_string();
+    match error.starts_with(path) {
+        true => error,
+        false => format!("{path}: {error}"),
+    }
+}
+
+/// Names the base that the adapter is meant for.
+fn meant_for(base: Option<&str>) -> String {
+    match base {
+        Some(base) => format!(
+            "; its {} names the base {base}: use it with --base {base}",
+            peft::CONFIG_FILE
+        ),
+        None => String::new(),
+    }
+}
+
 impl AdapterError {
     /// The message for clients, without the folders of this machine.
     #[must_use]
@@ -96,6 +119,8 @@ pub(super) struct AdapterLoader {
     /// What an adapter may record of its base: the metadata key, its description, and the base's own value.
     recorded: [(&'static str, &'static str, String); 2],
     fingerprint: Arc<Fingerprint>,
+    /// The base's name in requests.
+    base_name: String,
 }
 
 impl AdapterLoader {
@@ -109,6 +134,7 @@ impl AdapterLoader {
                 ("lory.template_hash", "chat template", base.template.hash()),
             ],
             fingerprint: Arc::clone(&base.fingerprint),
+            base_name: base.name.clone(),
         }
     }
 
@@ -178,14 +204,11 @@ impl AdapterLoader {
                 warn_of_missing(&file.missing(self.model.config())?, &adapter.path);
                 Ok(packed)
             });
-            Ok(((packed, file.metadata), found))
+            Ok(((packed, file.metadata, file.config), found))
         });
-        let (packed, metadata) = read?;
+        let (packed, metadata, config) = read?;
         self.check(&metadata, &adapter.path)?;
-        packed.map_err(|source| AdapterError::Model {
-            path: adapter.path.display().to_string(),
-            source: Box::new(source),
-        })
+        packed.map_err(|source| self.does_not_fit(source, &config, &adapter.path))
     }
 
     /// Checks that this base can run an adapter that was read from `path`, before it is published.
@@ -193,10 +216,30 @@ impl AdapterLoader {
         self.check(&adapter.metadata, path)?;
         let packed = self.check_base_tensors(&adapter.base_tensors, path);
         let packed = packed.and_then(|()| self.model.load_adapter(adapter));
-        packed.map(|_| ()).map_err(|source| AdapterError::Model {
+        packed
+            .map(|_| ())
+            .map_err(|source| self.does_not_fit(source, &adapter.config, path))
+    }
+
+    /// The error for an adapter at `path` that does not fit the base.
+    fn does_not_fit(
+        &self,
+        source: ModelError,
+        config: &AdapterConfig,
+        path: &Path,
+    ) -> AdapterError {
+        let trained_on = config.base_model_name_or_path.as_deref();
+        // A path of another machine helps nobody.
+        let trained_on = trained_on.filter(|name| RepositoryId::parse(name).is_some());
+        let other = trained_on.filter(|name| !base::open::is_name_of(&self.base_name, name));
+        AdapterError::Model {
             path: path.display().to_string(),
             source: Box::new(source),
-        })
+            other_base: other.map(|name| match hub::known_upstream(name) {
+                Some(known) => known.id.to_owned(),
+                None => name.to_owned(),
+            }),
+        }
     }
 
     /// Checks that the tensors of the base in an adapter's file are this base's.
@@ -273,4 +316,36 @@ fn bytes_on_disk(adapter: &AdapterRef) -> u64 {
     let file = adapter.path.join(peft::WEIGHTS_FILE);
     file.metadata()
         .map_or(adapter.bytes, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_an_adapter_has_its_path_once_and_the_base_it_is_for() {
+        let message = |path: &str| {
+            let source = PeftError::Tensor {
+                path: path.into(),
+                name: "lm_head.weight".to_owned(),
+                problem: "differs".to_owned(),
+            };
+            let error = AdapterError::Model {
+                path: "a/b".to_owned(),
+                source: Box::new(source.into()),
+                other_base: Some("owner/base".to_owned()),
+            };
+            error.to_string()
+        };
+        for path in ["a/b", "a/b/adapter_model.safetensors"] {
+            let message = message(path);
+            assert_eq!(message.matches("a/b").count(), 1, "{message}");
+            assert!(message.ends_with("--base owner/base"), "{message}");
+        }
+        let message = message("adapter_model.safetensors");
+        assert!(
+            message.starts_with("a/b: adapter_model.safetensors: tensor"),
+            "{message}"
+        );
+    }
 }

@@ -10,7 +10,8 @@ use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use formats::{disk, peft};
+use formats::disk;
+use formats::peft::{self, OtherFormat};
 use zip::ZipArchive;
 use zip::read::ZipFile;
 
@@ -91,6 +92,13 @@ fn adapter_folder(files: &[ListedFile]) -> Result<PathBuf, UploadError> {
                 message: "is in it twice; send it once".to_owned(),
             });
         }
+    }
+    let has = |wanted: &str| {
+        let mut paths = files.iter().map(|listed| inner_path(&listed.name));
+        paths.any(|path| path.is_some_and(|path| path.ends_with(wanted)))
+    };
+    if let Some(found) = OtherFormat::of(has) {
+        return Err(UploadError::OtherFormat(found));
     }
     for file in [peft::CONFIG_FILE, peft::WEIGHTS_FILE] {
         if !found.values().any(|files| files.contains(file)) {
@@ -308,6 +316,22 @@ mod tests {
         ];
         let (files, skipped) = unpacked(&nested).unwrap();
         assert_eq!((files, skipped.len()), (2, 2));
+    }
+
+    #[test]
+    fn adapter_in_another_format_is_named() {
+        for (weights, expected) in [
+            ("adapter_model.bin", "a pickle, which is not read"),
+            ("adapters.safetensors", "an MLX adapter, which are not read"),
+        ] {
+            let name = format!("x/{weights}");
+            let files = [("x/adapter_config.json", CONFIG.1), (&name, b"w")];
+            let message = unpacked(&files).unwrap_err().to_string();
+            assert!(
+                message.contains(weights) && message.contains(expected),
+                "{message}"
+            );
+        }
     }
 
     #[test]

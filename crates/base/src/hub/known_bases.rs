@@ -39,6 +39,12 @@ pub fn known_base(id: &str) -> Option<&'static KnownBase> {
     KNOWN_BASES.iter().find(|base| base.id == id)
 }
 
+/// The base that is a file of this original model.
+#[must_use]
+pub fn known_upstream(model: &str) -> Option<&'static KnownBase> {
+    KNOWN_BASES.iter().find(|base| base.upstream == model)
+}
+
 /// The names of all known bases.
 #[must_use]
 pub fn known_base_ids() -> String {

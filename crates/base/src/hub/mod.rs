@@ -19,7 +19,7 @@ use crate::progress::Progress;
 pub use cache_folder::hash_file;
 pub use client::HubSettings;
 pub use error::{PullError, PullSource};
-pub use known_bases::{KNOWN_BASES, KnownBase, known_base, known_base_ids};
+pub use known_bases::{KNOWN_BASES, KnownBase, known_base, known_base_ids, known_upstream};
 pub use repository::{
     PulledRepository, RepositoryId, RepositoryKind, RepositoryRequest, pull_repository,
     pulled_repository,

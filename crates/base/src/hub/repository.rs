@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use formats::folder::Description;
 use formats::gguf::{MAX_PARTS, PartName};
+use formats::peft::OtherFormat;
 use formats::{atomic_file, disk, peft};
 use serde::Deserialize;
 
@@ -41,14 +42,20 @@ const DESCRIPTION: [&str; 6] = [
     "model.safetensors.index.json",
 ];
 
+/// How the addresses of the hub's pages begin.
+const PAGES: &str = "https://huggingface.co/";
+
 /// A repository's id: `owner/name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryId(String);
 
 impl RepositoryId {
-    /// The id in a text, if it is one: two names of letters, digits, `-`, `_` and `.`.
+    /// The id in a text, if it is one: two names of letters, digits, `-`, `_` and `.`. The address of its page on huggingface.co means the
+    /// same.
     #[must_use]
     pub fn parse(text: &str) -> Option<RepositoryId> {
+        let page = text.strip_prefix(PAGES);
+        let text = page.map_or(text, |page| page.strip_suffix('/').unwrap_or(page));
         let (owner, name) = text.split_once('/')?;
         let good = |part: &str| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -240,10 +247,11 @@ fn choose(all: &[RepositoryFile], file: Option<&str>) -> Result<Chosen, String> 
     }
     if named(peft::CONFIG_FILE).is_some() {
         if named(peft::WEIGHTS_FILE).is_none() {
-            return Err(format!(
-                "it is an adapter without {}; other formats are not read: ask its owner to save it with safe_serialization=True",
-                peft::WEIGHTS_FILE
-            ));
+            let what = format!("it is an adapter without {}", peft::WEIGHTS_FILE);
+            return Err(match OtherFormat::of(|file| named(file).is_some()) {
+                Some(found) => format!("{what}: {found}"),
+                None => what,
+            });
         }
         return Ok(Chosen {
             files: of_names(&[peft::CONFIG_FILE, peft::WEIGHTS_FILE]),
@@ -365,6 +373,10 @@ mod tests {
             "Qwen/Qwen2.5-0.5B",
         ] {
             assert_eq!(RepositoryId::parse(good).unwrap().as_str(), good);
+            for end in ["", "/"] {
+                let page = format!("https://huggingface.co/{good}{end}");
+                assert_eq!(RepositoryId::parse(&page).unwrap().as_str(), good);
+            }
         }
         for bad in [
             "a", "a/b/c", "/b", "a/", "../b", "a/..", "a b/c", "a/.b", "a--b/c", "a\\b/c", "./x",
@@ -475,10 +487,21 @@ mod tests {
         assert_eq!(chosen.kind, RepositoryKind::Adapter);
         assert_eq!(names(chosen), adapter);
         assert!(
-            choose(&listed(&["adapter_config.json", "adapter_model.bin"]), None)
+            choose(&listed(&["adapter_config.json"]), None)
                 .unwrap_err()
                 .contains("adapter without adapter_model.safetensors")
         );
+        for (weights, what) in [
+            ("adapter_model.bin", "a pickle, which is not read"),
+            ("adapters.safetensors", "an MLX adapter, which are not read"),
+        ] {
+            let refused = choose(&listed(&["adapter_config.json", weights]), None);
+            let message = refused.unwrap_err();
+            assert!(
+                message.contains(weights) && message.contains(what),
+                "{message}"
+            );
+        }
         assert!(
             choose(&listed(&["x.bin"]), None)
                 .unwrap_err()

@@ -128,19 +128,22 @@ impl ChatTemplate {
     }
 
     /// The token with which an assistant's turn ends, as the template writes it: a control or user-defined token right after the
-    /// answer. None if the template writes no such token.
+    /// answer, or a word there that is a token spelled like a control token. None if the template writes no such token.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let turns = messages(&[("system", SYSTEM), ("user", USER), ("assistant", ANSWER)]);
         // Some templates refuse a system message.
         let rendered = self.render(&turns[1..], false);
         let rendered = rendered.or_else(|_| self.render(&turns, false)).ok()?;
         let (_, after) = rendered.rsplit_once(ANSWER)?;
-        let ids = tokenizer.encode(after.trim_start(), Special::Parse).ok()?;
+        let after = after.trim_start();
+        let ids = tokenizer.encode(after, Special::Parse).ok()?;
         let is_added = |id: &u32| {
             let text = tokenizer.token(*id);
             text.is_some_and(|text| tokenizer.has_added_token(text))
         };
-        ids.first().copied().filter(is_added)
+        let word = after.split_whitespace().next();
+        let marked = ids.first().copied().filter(is_added);
+        marked.or_else(|| tokenizer.unmarked_token(word?))
     }
 
     /// Why the template does not render this system text, if it renders a conversation without one.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::other_format::OtherFormat;
 use crate::safetensors::SafetensorsError;
 
 /// An adapter that could not be read, written or used. Every message names the file and the field or the tensor.
@@ -25,14 +26,13 @@ pub enum PeftError {
         /// The limit.
         limit: u64,
     },
-    /// The folder has only weights in a format that runs code when read.
-    #[error(
-        "{}: there is only adapter_model.bin, a pickle, which is not read; save the adapter with safe_serialization=True",
-        path.display()
-    )]
-    Pickle {
+    /// The folder has only weights in another format.
+    #[error("{}: {found}", path.display())]
+    OtherFormat {
         /// The folder.
         path: PathBuf,
+        /// What is there.
+        found: OtherFormat,
     },
     /// The configuration is not JSON.
     #[error("{}: not JSON: {source}", path.display())]
@@ -100,7 +100,7 @@ impl PeftError {
         match self {
             PeftError::Io { path, .. }
             | PeftError::TooLarge { path, .. }
-            | PeftError::Pickle { path }
+            | PeftError::OtherFormat { path, .. }
             | PeftError::Json { path, .. }
             | PeftError::Field { path, .. }
             | PeftError::Unsupported { path, .. }

@@ -11,6 +11,7 @@ mod fields;
 mod gguf;
 mod limits;
 mod module;
+mod other_format;
 mod patterns;
 mod read;
 mod tensor_names;
@@ -21,6 +22,7 @@ pub use config::AdapterConfig;
 pub use error::PeftError;
 pub use limits::{CONFIG_FILE, MAX_RANK, WEIGHTS_FILE};
 pub use module::Module;
+pub use other_format::OtherFormat;
 pub use patterns::TargetModules;
 pub use read::{AdapterFile, content_hash, read_shapes};
 

@@ -14,6 +14,7 @@ use super::limits::{
     CONFIG_FILE, MAX_CONFIG_BYTES, MAX_RANK, MAX_WEIGHTS_BYTES, MAX_WIDTH, WEIGHTS_FILE,
 };
 use super::module::Module;
+use super::other_format::OtherFormat;
 use super::tensor_names::TensorName;
 use crate::config::ModelConfig;
 use crate::safetensors::{self, Dtype, TensorLocation};
@@ -56,12 +57,8 @@ impl AdapterFile {
     pub fn open(dir: &Path) -> Result<AdapterFile, PeftError> {
         let (config_path, path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
         let config_bytes = read_limited(&config_path, MAX_CONFIG_BYTES)?;
+        OtherFormat::refuse(dir)?;
         let config = AdapterConfig::parse(&config_bytes, &config_path)?;
-        if !path.exists() && dir.join("adapter_model.bin").exists() {
-            return Err(PeftError::Pickle {
-                path: dir.to_owned(),
-            });
-        }
         let weights = read_limited(&path, MAX_WEIGHTS_BYTES)?;
         AdapterFile::parse(config, [config_bytes, weights], path)
     }
@@ -234,13 +231,14 @@ impl Adapter {
 /// # Errors
 /// As [`AdapterFile::open`].
 pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
+    OtherFormat::refuse(dir)?;
     let path = dir.join(WEIGHTS_FILE);
     let config = AdapterConfig::read(dir)?;
     let error = |source| PeftError::Io {
         path: path.clone(),
         source,
     };
-    let mut file = crate::disk::open(&path).map_err(error)?;
+    let mut file = crate::git_lfs::open(&path).map_err(error)?;
     let length = file.metadata().map_err(error)?.len();
     let header = safetensors::read_header_of_file(&mut file, length).map_err(|source| {
         PeftError::Safetensors {
@@ -256,8 +254,9 @@ pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
 /// `cat adapter_config.json adapter_model.safetensors | sha256sum`.
 ///
 /// # Errors
-/// [`PeftError::Io`] where a file cannot be read.
+/// [`PeftError::Io`] where a file cannot be read, [`PeftError::OtherFormat`].
 pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
+    OtherFormat::refuse(dir)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
     for name in [CONFIG_FILE, WEIGHTS_FILE] {
@@ -266,7 +265,7 @@ pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
             path: path.clone(),
             source,
         };
-        let mut file = crate::disk::open(&path).map_err(error)?;
+        let mut file = crate::git_lfs::open(&path).map_err(error)?;
         loop {
             match file.read(&mut buffer).map_err(error)? {
                 0 => break,
@@ -349,7 +348,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, PeftError> {
         path: path.to_owned(),
         source,
     };
-    let file = crate::disk::open(path).map_err(error)?;
+    let file = crate::git_lfs::open(path).map_err(error)?;
     let found = file.metadata().map_err(error)?.len();
     let mut bytes = Vec::new();
     if found <= limit {

@@ -237,12 +237,26 @@ impl Tokenizer {
         &self.vocabulary.end_ids
     }
 
-    /// Adds a token that ends an answer, which a chat template shows. It does not change the hash.
-    pub fn add_end_id(&mut self, id: u32) {
+    /// The tokenizer with one more token that ends an answer, which a chat template shows. A token that the file does not mark becomes a control
+    /// token; only this changes the hash.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_gguf`].
+    pub fn with_end_id(mut self, id: u32) -> Result<Tokenizer, TokenizerError> {
+        if self.vocabulary.kinds.get(id as usize) == Some(&Kind::Normal) {
+            self.vocabulary.mark(id);
+            self = Tokenizer::build(self.pre_tokenizer, self.vocabulary, "the tokenizer")?;
+        }
         let ends = &mut self.vocabulary.end_ids;
         if let Err(place) = ends.binary_search(&id) {
             ends.insert(place, id);
         }
+        Ok(self)
+    }
+
+    /// The token of this text, if it is spelled like a control token (`<...>`) and the file does not mark it as one.
+    pub(crate) fn unmarked_token(&self, text: &str) -> Option<u32> {
+        self.vocabulary.unmarked(text)
     }
 
     /// The id of a token by its text in the vocabulary, where a space is `Ġ`.

@@ -146,6 +146,22 @@ impl Vocabulary {
         })
     }
 
+    /// The token of this text, if it is spelled like a control token and the file does not mark it.
+    pub(super) fn unmarked(&self, text: &str) -> Option<u32> {
+        let place = self.tokens.iter().position(|token| token == text)?;
+        let is_unmarked = self.kinds[place] == Kind::Normal && is_spelled_like_control(text);
+        is_unmarked.then_some(place as u32)
+    }
+
+    /// Makes a normal token a control token: no merge makes it of a text any more.
+    pub(super) fn mark(&mut self, id: u32) {
+        let token = &self.tokens[id as usize];
+        self.merges.retain(|(left, right)| {
+            left != token && right != token && format!("{left}{right}") != *token
+        });
+        self.kinds[id as usize] = Kind::Control;
+    }
+
     /// The vocabulary of a `tokenizer.json`.
     pub(super) fn from_json(
         json: &Value,

@@ -466,6 +466,51 @@ fn missing_files_are_named() {
 }
 
 #[test]
+fn adapter_in_another_format_is_named_by_every_reader() {
+    for (weights, expected) in [
+        ("adapter_model.bin", "a pickle, which is not read"),
+        ("adapters.safetensors", "an MLX adapter, which are not read"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        // mlx-lm writes none of PEFT's fields.
+        std::fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+        std::fs::write(folder.path().join(weights), "w").unwrap();
+        for error in [
+            Adapter::read(folder.path()).unwrap_err(),
+            formats::peft::read_shapes(folder.path()).unwrap_err(),
+            formats::peft::content_hash(folder.path()).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(
+                message.contains(weights) && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn pointer_of_git_lfs_is_named_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = adapter().config.to_json();
+    std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+    std::fs::write(folder.path().join("adapter_model.safetensors"), pointer).unwrap();
+    for error in [
+        Adapter::read(folder.path()).unwrap_err(),
+        formats::peft::read_shapes(folder.path()).unwrap_err(),
+        formats::peft::content_hash(folder.path()).unwrap_err(),
+    ] {
+        let message = error.to_string();
+        assert!(
+            message.contains("adapter_model.safetensors: a pointer of Git LFS")
+                && message.contains("git lfs pull"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn safetensors_of_other_types_are_refused_by_name() {
     let header = br#"{"x":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}  "#;
     let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat();

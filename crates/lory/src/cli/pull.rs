@@ -176,8 +176,7 @@ fn base_of_adapter(adapter: &Fetched) -> anyhow::Result<Fetched> {
         )
     };
     let revision = config.revision.unwrap_or_else(|| MAIN.to_owned());
-    let known = hub::KNOWN_BASES.iter().find(|base| base.upstream == name);
-    if let Some(known) = known {
+    if let Some(known) = hub::known_upstream(&name) {
         if revision != MAIN {
             eprintln!(
                 "{}: it was trained on the revision {revision} of {name}; Lory has one revision of that base",

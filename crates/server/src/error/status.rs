@@ -238,6 +238,7 @@ fn publish_status(error: &PublishError) -> (StatusCode, &'static str) {
             UploadError::Archive(_)
             | UploadError::Entry { .. }
             | UploadError::Missing { .. }
+            | UploadError::OtherFormat(_)
             | UploadError::Apart
             | UploadError::Several { .. } => (StatusCode::BAD_REQUEST, "archive_refused"),
             UploadError::Adapter(_) => (StatusCode::BAD_REQUEST, "adapter_unusable"),

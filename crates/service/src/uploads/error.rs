@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use auth::QuotaExceeded;
+use formats::peft::OtherFormat;
 use registry::RegistryError;
 
 /// Why an upload is refused or not found.
@@ -32,6 +33,9 @@ pub enum UploadError {
         /// The file.
         file: &'static str,
     },
+    /// It has an adapter in a format that is not read.
+    #[error("the archive has no adapter_model.safetensors: {0}")]
+    OtherFormat(OtherFormat),
     /// The two files of an adapter are not in one folder.
     #[error(
         "adapter_config.json and adapter_model.safetensors are in different folders of the archive; put both into one"

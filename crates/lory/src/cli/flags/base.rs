@@ -257,7 +257,8 @@ impl BaseArgs {
                         self.base
                     )
                 };
-                let name = self.base.rsplit('/').next().unwrap_or(&self.base);
+                let name = self.base.trim_end_matches('/').rsplit('/').next();
+                let name = name.unwrap_or(&self.base);
                 Ok(Located {
                     name: Some(name.to_lowercase()),
                     path,
