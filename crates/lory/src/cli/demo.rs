@@ -76,18 +76,26 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     let answers = generate::generate_all(&service, &requests)?;
     let took = start.elapsed();
     let base = format!("{} (no persona)", service.base().name);
-    let texts: Vec<(String, String)> = std::iter::once(base)
-        .chain(titles)
-        .zip(answers.iter().map(|answer| answer.text.clone()))
-        .collect();
-    let tokens: usize = answers
+    let mut texts: Vec<(String, String)> = Vec::with_capacity(answers.len());
+    let mut tokens = 0;
+    for ((request, title), answer) in requests
         .iter()
-        .map(|answer| answer.end.completion_tokens)
-        .sum();
+        .zip(std::iter::once(base).chain(titles))
+        .zip(answers)
+    {
+        match (answer, &request.persona) {
+            (Ok(answer), _) => {
+                tokens += answer.end.completion_tokens;
+                texts.push((title, answer.text));
+            }
+            (Err(error), Some(persona)) => eprintln!("persona {persona} did not answer: {error}"),
+            (Err(error), None) => return Err(error.into()),
+        }
+    }
     print(&format!(
         "\n  {QUESTION}\n\n{}\n{} answers, {tokens} tokens, one batch: {:.1} s (loading: {:.1} s)\n",
         side_by_side(&texts, terminal_width()),
-        answers.len(),
+        texts.len(),
         (took - loaded).as_secs_f64(),
         loaded.as_secs_f64(),
     ))?;

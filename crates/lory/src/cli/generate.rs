@@ -115,18 +115,37 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
                 .map(|persona| args.request(Some(persona)))
                 .collect();
             let answers = generate_all(&service, &requests)?;
+            let (mut answered, mut failed) = (Vec::new(), Vec::new());
+            for (persona, answer) in several.iter().zip(answers) {
+                match answer {
+                    Ok(answer) => answered.push((persona.clone(), answer)),
+                    // The adapter of one persona is broken, and the others can answer.
+                    Err(error @ RequestError::Adapter { .. }) => failed.push((persona, error)),
+                    Err(error) => return Err(usage_error(error)),
+                }
+            }
+            if answered.is_empty()
+                && let Some((_, error)) = failed.pop()
+            {
+                return Err(error.into());
+            }
             if args.json {
-                let lines = answers
+                let lines = answered
                     .iter()
-                    .map(|answer| format!("{}\n", as_json(answer)));
+                    .map(|(_, answer)| format!("{}\n", as_json(answer)));
                 print(&lines.collect::<String>())?;
             } else {
-                let texts: Vec<_> = several
-                    .iter()
-                    .cloned()
-                    .zip(answers.into_iter().map(|a| a.text))
-                    .collect();
-                print(&side_by_side(&texts, terminal_width()))?;
+                let texts = answered
+                    .into_iter()
+                    .map(|(persona, answer)| (persona, answer.text));
+                print(&side_by_side(&texts.collect::<Vec<_>>(), terminal_width()))?;
+            }
+            for (persona, error) in &failed {
+                eprintln!("persona {persona} did not answer: {error}");
+            }
+            if !failed.is_empty() {
+                service.engine().shutdown();
+                return Ok(ExitStatus::Failure);
             }
         }
     }
@@ -134,18 +153,22 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Success)
 }
 
-/// Sends all requests at once, so that they run in one batch, and waits for all answers.
+/// Sends all requests at once, so that they run in one batch, and waits for all answers. A request that is refused does not keep the others from
+/// being answered.
 pub(crate) fn generate_all(
     service: &Service,
     requests: &[GenerateRequest],
-) -> anyhow::Result<Vec<Answer>> {
-    let streams = requests
+) -> anyhow::Result<Vec<Result<Answer, RequestError>>> {
+    let streams: Vec<_> = requests
         .iter()
-        .map(|request| service.stream(request).map_err(usage_error))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|request| service.stream(request))
+        .collect();
     streams
         .into_iter()
-        .map(|stream| collect(stream, |_| Ok(())))
+        .map(|stream| match stream {
+            Ok(stream) => collect(stream, |_| Ok(())).map(Ok),
+            Err(error) => Ok(Err(error)),
+        })
         .collect()
 }
 

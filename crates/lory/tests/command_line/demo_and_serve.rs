@@ -51,6 +51,24 @@ fn demo_answers_with_every_persona_in_columns() {
 }
 
 #[test]
+fn demo_answers_although_one_adapter_is_broken() {
+    let dir = TestDir::with_tones();
+    dir.write(
+        "personas/formal/adapter/adapter_model.safetensors",
+        "truncated",
+    );
+    let ran = dir.run(&["demo", "--once", "--base", "tiny.gguf"]);
+    assert!(ran.succeeds().contains("2 answers, "), "{}", ran.out);
+    assert!(ran.out.contains("warm: Warm"), "{}", ran.out);
+    assert!(
+        ran.err.contains("persona formal did not answer")
+            && ran.err.contains("adapter_model.safetensors"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
 fn demo_serves_on_the_next_free_port() {
     let dir = TestDir::with_tones();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

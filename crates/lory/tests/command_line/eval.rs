@@ -30,6 +30,32 @@ fn dir(sunny: &str, stern: &str) -> TestDir {
 }
 
 #[test]
+fn eval_measures_the_other_personas_if_one_adapter_is_broken() {
+    let dir = dir("", "");
+    dir.write(
+        "personas/sunny/adapter/adapter_model.safetensors",
+        "truncated",
+    );
+    let ran = dir.run(&["eval", BASE[0], BASE[1], "--json"]);
+    ran.fails(
+        1,
+        &["persona sunny is left out", "adapter_model.safetensors"],
+    );
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["personas"].as_array().unwrap().len(), 1);
+    assert!(report["losses"]["stern"]["stern"].is_number(), "{report:#}");
+
+    dir.write("personas/sunny/persona.toml", "x = 1");
+    let args = ["eval", BASE[0], BASE[1], "--json", "--limit", "1"];
+    let ran = dir.run(&args);
+    ran.fails(1, &["left out of the personas", "sunny/persona.toml:1"]);
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["personas"].as_array().unwrap().len(), 1);
+    dir.run(&[&args[..], &["--persona", "stern"]].concat())
+        .succeeds();
+}
+
+#[test]
 fn eval_json_has_every_measure() {
     let dir = dir("", "");
     let ran = dir.run(&["eval", BASE[0], BASE[1], "--json"]);

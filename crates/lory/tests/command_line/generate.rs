@@ -107,6 +107,13 @@ fn a_broken_base_is_rejected_by_file_name() {
         let ran = dir.run(&["generate", "--base", base, "hi"]);
         ran.fails(1, &[base]);
     }
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+    dir.write("pointer.gguf", pointer);
+    dir.write("folder/config.json", pointer);
+    for (base, file) in [("pointer.gguf", "pointer.gguf"), ("folder", "config.json")] {
+        let ran = dir.run(&["generate", "--base", base, "hi"]);
+        ran.fails(1, &[file, "a pointer of Git LFS", "git lfs pull"]);
+    }
     let ran = dir.run(&["generate", "--base", "nowhere.gguf", "hi"]);
     ran.fails(1, &["--base nowhere.gguf: no such file", "smollm2-135m"]);
 }
@@ -123,19 +130,31 @@ fn a_broken_persona_or_adapter_is_rejected_by_file_name() {
     let whole = std::fs::read(dir.path(weights)).unwrap();
     std::fs::write(dir.path(weights), &whole[..whole.len() - 9]).unwrap();
     ask().fails(1, &["adapter_model.safetensors"]);
+    let both = ["--persona", "formal", "--persona", "warm", "hi"];
+    let ran = dir.run(&with(&both));
+    ran.fails(
+        1,
+        &["persona formal did not answer", "adapter_model.safetensors"],
+    );
+    assert!(ran.out.starts_with("warm"), "{ran:?}");
     std::fs::write(dir.path(weights), &whole).unwrap();
 
     // An adapter of a wider model.
     let mut config = testkit::tiny::tiny_config();
     config.hidden_size *= 2;
-    testkit::tiny::tiny_adapter(3, &config, 4, 1.0)
-        .write(
-            &dir.path("personas/formal/adapter"),
-            formats::peft::Dtype::F32,
-            "wide",
-        )
+    let mut wide = testkit::tiny::tiny_adapter(3, &config, 4, 1.0);
+    wide.config.base_model_name_or_path = Some("owner/Wide-2B".to_owned());
+    let folder = dir.path("personas/formal/adapter");
+    wide.write(&folder, formats::peft::Dtype::F32, "wide")
         .unwrap();
-    ask().fails(1, &["layers.0", "the model needs"]);
+    ask().fails(
+        1,
+        &[
+            "layers.0",
+            "the model needs",
+            "use it with --base owner/Wide-2B",
+        ],
+    );
 
     dir.persona(
         "formal",

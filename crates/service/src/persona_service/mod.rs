@@ -14,7 +14,7 @@ use base::{Base, LoadOptions};
 use engine::{AdapterId, Engine, EngineConfig, Handle, WaitOptions};
 use formats::persona_name::BASE;
 use kernels::{Device, DeviceChoice};
-use registry::Personas;
+use registry::{Persona, Personas};
 
 use crate::adapters::{AdapterLoader, LeaseError};
 use crate::cache_salt::OperatorPrefixes;
@@ -289,6 +289,18 @@ impl Service {
             "the registry was removed while the server ran; restore it, or restart the server to use what is there now".to_owned()
         });
         [votes, uploads, registry].into_iter().flatten().collect()
+    }
+
+    /// Loads the persona's adapter, if it has one, unless it is in memory already.
+    ///
+    /// # Errors
+    /// [`RequestError::Adapter`]: it cannot be used.
+    pub fn check_adapter(&self, persona: &Persona) -> Result<(), RequestError> {
+        if let Some(adapter) = &persona.adapter {
+            let wanted = [(AdapterId(adapter.sha256), adapter)];
+            self.adapters.lease(&wanted, &WaitOptions::default())?;
+        }
+        Ok(())
     }
 
     /// The metrics of requests.

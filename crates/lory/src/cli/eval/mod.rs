@@ -19,9 +19,10 @@ use registry::Personas;
 
 use crate::cli::exit::{ExitStatus, UsageError};
 use crate::cli::flags::base::{BaseArgs, DeviceArgs, PrecisionArgs};
-use crate::cli::flags::personas::{AdapterArgs, PersonasArgs, with_adapters};
+use crate::cli::flags::personas::{AdapterArgs, PersonasArgs, open_counting_broken, with_adapters};
 use crate::cli::output::print;
 use base::progress::Progress;
+use jobs::evaluation::Candidate;
 use jobs::evaluation::answers::{Answers, Responder};
 use jobs::evaluation::{answers, gate, measures, summary};
 use jobs::training;
@@ -81,23 +82,32 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     // Adapters alone need no folder of personas.
     let only_adapters =
         !adapters.is_empty() && args.names.is_empty() && args.personas.dir.is_none();
-    let personas = match only_adapters {
-        true => Personas::new(adapters),
-        false => with_adapters(args.personas.open()?, adapters),
+    let (personas, mut broken) = match only_adapters {
+        true => (Personas::new(adapters), 0),
+        false => {
+            let (folder, broken) = open_counting_broken(&args.personas.find()?)?;
+            (with_adapters(folder, adapters), broken)
+        }
     };
+    if !args.names.is_empty() {
+        // Only these are wanted.
+        broken = 0;
+    }
     let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
     let rows = args.rows.as_deref();
-    let candidates = selection::select(&personas, &args.names, &adapter_names, rows, limit)?;
+    let mut candidates = selection::select(&personas, &args.names, &adapter_names, rows, limit)?;
     if args.gate && candidates.iter().all(|one| one.persona.eval.is_none()) {
         let why =
             "--gate: no persona here has thresholds; write them into [eval] of its persona.toml";
         return Err(UsageError(why.to_owned()).into());
     }
+    let most = answers::questions(&candidates).0.len();
+    let service = open_service(&args, personas, most)?;
+    broken += leave_out_broken(&service, &mut candidates)?;
     let (mut questions, common) = answers::questions(&candidates);
     if args.gate {
         questions.retain(|question| question.responder != Responder::Base);
     }
-    let service = open_service(&args, personas, questions.len())?;
 
     let start = Instant::now();
     let mut progress = Progress::stderr();
@@ -147,11 +157,32 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitStatus> {
     } else {
         print_tables(&tables, &answers, seconds, &missed)?;
     }
-    Ok(if missed.is_empty() {
+    Ok(if missed.is_empty() && broken == 0 {
         ExitStatus::Success
     } else {
         ExitStatus::Failure
     })
+}
+
+/// Leaves out the candidates whose adapters cannot be used, and names them on stderr. Returns how many they are.
+///
+/// # Errors
+/// None is left.
+fn leave_out_broken(service: &Service, candidates: &mut Vec<Candidate>) -> anyhow::Result<usize> {
+    let all = candidates.len();
+    let mut last = None;
+    candidates.retain(|one| match service.check_adapter(&one.persona) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("persona {} is left out: {error}", one.persona.name);
+            last = Some(error);
+            false
+        }
+    });
+    match last {
+        Some(error) if candidates.is_empty() => Err(error.into()),
+        _ => Ok(all - candidates.len()),
+    }
 }
 
 /// Prints the tables and how long the answers took, and on stderr the missed thresholds.

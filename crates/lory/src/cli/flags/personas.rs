@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use registry::{Persona, Personas};
+use registry::{Persona, PersonaError, Personas};
 
 use crate::cli::exit::UsageError;
 use base::home::Home;
@@ -96,19 +96,25 @@ impl PersonasArgs {
         })
     }
 
-    /// Opens the folder.
+    /// Opens the folder without the personas that are broken, and names those on stderr.
     pub fn open(&self) -> anyhow::Result<Personas> {
-        Ok(Personas::open(&self.find()?)?)
+        open_valid(&self.find()?)
     }
 }
 
 /// Opens the folder of personas `dir` without those that are broken, and names those on stderr.
 pub(crate) fn open_valid(dir: &Path) -> anyhow::Result<Personas> {
+    Ok(open_counting_broken(dir)?.0)
+}
+
+/// [`open_valid`] with the number of personas that are broken. A folder that has neither a `persona.toml` nor an adapter is not counted.
+pub(crate) fn open_counting_broken(dir: &Path) -> anyhow::Result<(Personas, usize)> {
     let (personas, broken) = Personas::open_valid(dir)?;
-    for error in broken {
+    for error in &broken {
         eprintln!("left out of the personas: {error}");
     }
-    Ok(personas)
+    let is_persona = |error: &&PersonaError| !matches!(error, PersonaError::NoFile { .. });
+    Ok((personas, broken.iter().filter(is_persona).count()))
 }
 
 /// The places of the folder if no flag names it, in order.
