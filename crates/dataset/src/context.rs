@@ -8,10 +8,8 @@ use formats::chat_template::{ToolSignature, tool_instructions};
 use serde_json::{Map, Value};
 
 use crate::conversation::{MAX_TURNS, Turns, turns_of};
-use crate::fields::{Fields, is_nothing};
-
-/// Most tools of a row, as in a request.
-pub const MAX_ROW_TOOLS: usize = 128;
+use crate::fields::{Fields, MAX_ROW_TOOLS, is_nothing};
+use crate::tool_nulls::without_null_keywords;
 
 /// The system prompt of a row.
 pub(crate) fn system(fields: &Fields<'_>) -> Option<String> {
@@ -98,18 +96,30 @@ fn instructions_of(tools: &Value) -> Option<String> {
     let tools = tools
         .as_array()
         .filter(|tools| tools.len() <= MAX_ROW_TOOLS)?;
-    let signature = |tool| -> Option<ToolSignature<'_>> {
+    let function = |tool| -> Option<&Map<String, Value>> {
         let tool: &Map<String, Value> = Value::as_object(tool)?;
-        let function = match tool.get("function") {
-            Some(function) => function.as_object()?,
-            None => tool,
-        };
-        Some(ToolSignature {
+        match tool.get("function") {
+            Some(function) => function.as_object(),
+            None => Some(tool),
+        }
+    };
+    let functions: Option<Vec<&Map<String, Value>>> = tools.iter().map(function).collect();
+    let functions = functions?;
+    let parameters: Vec<Option<Map<String, Value>>> = functions
+        .iter()
+        .map(|function| {
+            Some(without_null_keywords(
+                function.get("parameters")?.as_object()?,
+            ))
+        })
+        .collect();
+    let mut signatures = Vec::with_capacity(functions.len());
+    for (function, parameters) in functions.iter().zip(&parameters) {
+        signatures.push(ToolSignature {
             name: function.get("name")?.as_str()?,
             description: function.get("description").and_then(Value::as_str),
-            parameters: function.get("parameters").and_then(Value::as_object),
-        })
-    };
-    let signatures: Option<Vec<ToolSignature<'_>>> = tools.iter().map(signature).collect();
-    signatures.map(tool_instructions)
+            parameters: parameters.as_ref(),
+        });
+    }
+    Some(tool_instructions(signatures))
 }

@@ -5,11 +5,12 @@
 use formats::chat_template::{
     Message, ToolCall, call_arguments, merge_tool_responses, render_turn,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::DatasetError;
 use crate::field_report::shortened;
 use crate::fields::{EMPTY_ANSWER, Fields, is_nothing, kind, text};
+use crate::tool_nulls::{parameters_of, without_null_arguments};
 use crate::usual_names::is_exchange;
 
 /// Most turns of a conversation.
@@ -198,7 +199,7 @@ pub(crate) fn turn(
         Err(message) => return at(role, message),
     };
     let calls = match speaker {
-        "assistant" => calls(object)?,
+        "assistant" => calls(object, fields)?,
         _ => Vec::new(),
     };
     let mut written = match object.get(content) {
@@ -350,7 +351,10 @@ fn mark(
 }
 
 /// The calls in `tool_calls` and `function_call` of an assistant's message.
-fn calls(object: &Map<String, Value>) -> Result<Vec<ToolCall>, (String, String)> {
+fn calls(
+    object: &Map<String, Value>,
+    fields: &Fields<'_>,
+) -> Result<Vec<ToolCall>, (String, String)> {
     let mut calls = Vec::new();
     match object.get("tool_calls") {
         None | Some(Value::Null) => {}
@@ -360,7 +364,7 @@ fn calls(object: &Map<String, Value>) -> Result<Vec<ToolCall>, (String, String)>
                     Some(called) => (format!(".tool_calls[{i}].function"), called),
                     None => (format!(".tool_calls[{i}]"), item),
                 };
-                let call = call(called);
+                let call = filled_call(called, fields);
                 calls.push(call.map_err(|(part, message)| (path + part, message))?);
             }
         }
@@ -372,11 +376,29 @@ fn calls(object: &Map<String, Value>) -> Result<Vec<ToolCall>, (String, String)>
     match object.get("function_call") {
         None | Some(Value::Null) => {}
         Some(called) => {
-            let call = call(called);
+            let call = filled_call(called, fields);
             calls.push(call.map_err(|(part, message)| (format!(".function_call{part}"), message))?);
         }
     }
     Ok(calls)
+}
+
+/// A call whose arguments may have nulls that nobody wrote.
+fn filled_call(called: &Value, fields: &Fields<'_>) -> Result<ToolCall, (&'static str, String)> {
+    let has_null = |arguments: &&Map<String, Value>| arguments.values().any(Value::is_null);
+    let filled = called.get("arguments").and_then(Value::as_object);
+    let Some(filled) = filled.filter(has_null) else {
+        return call(called);
+    };
+    fields.honour("tool_calls: null arguments");
+    let name = called.get("name").and_then(Value::as_str);
+    match name.and_then(|name| parameters_of(fields.tools(), name)) {
+        Some(parameters) => {
+            let arguments = without_null_arguments(filled, parameters);
+            call(&json!({"name": name, "arguments": arguments}))
+        }
+        None => call(called),
+    }
 }
 
 /// A call as the model writes it. The error is the path below the call, and a message.

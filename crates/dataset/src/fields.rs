@@ -1,6 +1,7 @@
 //! The fields of one row: looked up by column, read as text, and named in errors.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
+use std::cell::{OnceCell, RefCell};
 
 use serde_json::{Map, Value};
 
@@ -11,6 +12,9 @@ use crate::{Columns, RowLocation};
 
 /// The error of an answer that is empty or white space.
 pub const EMPTY_ANSWER: &str = "the answer is empty";
+
+/// Most tools of a row, as in a request.
+pub const MAX_ROW_TOOLS: usize = 128;
 
 /// The most columns that an error suggests.
 const MAX_SUGGESTED: usize = 8;
@@ -23,6 +27,8 @@ pub(crate) struct Fields<'a> {
     /// The columns that were read.
     read: RefCell<Vec<&'a str>>,
     row: RefCell<RowFields>,
+    /// The row's tools, once they were needed.
+    tools: OnceCell<Option<Cow<'a, Value>>>,
 }
 
 impl<'a> Fields<'a> {
@@ -37,6 +43,7 @@ impl<'a> Fields<'a> {
             location,
             read: RefCell::default(),
             row: RefCell::default(),
+            tools: OnceCell::new(),
         }
     }
 
@@ -50,6 +57,20 @@ impl<'a> Fields<'a> {
     /// The value of `field`, which does not count as used.
     pub(crate) fn peek(&self, field: &str) -> Option<&'a Value> {
         self.find(field).map(|(_, value)| value)
+    }
+
+    /// The tools of the row, which do not count as used.
+    pub(crate) fn tools(&self) -> &[Value] {
+        let tools = self.tools.get_or_init(|| {
+            let named = self.peek("tools").or_else(|| self.peek("functions"));
+            match named.or_else(|| self.peek("input")?.get("tools"))? {
+                Value::String(text) => serde_json::from_str(text).ok().map(Cow::Owned),
+                value => Some(Cow::Borrowed(value)),
+            }
+        });
+        let list = tools.as_deref().and_then(Value::as_array);
+        let list = list.filter(|tools| tools.len() <= MAX_ROW_TOOLS);
+        list.map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn has(&self, field: &str) -> bool {

@@ -4,7 +4,7 @@
 //! them into records, `record` reads their objects, `row` and `pair` recognise the shape of a record, `conversation` reads turns and their marks, `context` the columns next to
 //! a question. `read` and `pair_rows` put them together, for every command, upload and job, `ranges` for some rows of a file that was checked;
 //! `record_reader` is under both. [`stop`] ends what nobody waits for. `usual_names` knows
-//! columns of published data sets. `location` names a line, `split` holds rows out, [`error`] is what can fail.
+//! columns of published data sets, `tool_nulls` leaves out nulls that Arrow adds. `location` names a line, `split` holds rows out, [`error`] is what can fail.
 //!
 //! | shape         | fields                                           | becomes                                        |
 //! |---------------|--------------------------------------------------|------------------------------------------------|
@@ -35,6 +35,7 @@ mod record_reader;
 mod row;
 mod split;
 pub mod stop;
+mod tool_nulls;
 mod usual_names;
 
 use std::sync::Arc;
@@ -42,12 +43,11 @@ use std::sync::Arc;
 use formats::chat_template::{Message, add_tool_instructions, alpaca_prompt};
 
 pub use columns::Columns;
-pub use context::MAX_ROW_TOOLS;
 pub use conversation::MAX_TURNS;
 pub use data_file::{MAX_COLUMNS, MAX_LINE};
 pub use error::DatasetError;
 pub use field_report::{FieldReport, MAX_REPORTED_FIELDS};
-pub use fields::EMPTY_ANSWER;
+pub use fields::{EMPTY_ANSWER, MAX_ROW_TOOLS};
 pub use location::RowLocation;
 pub use pair_rows::{
     PairScan, PreferencePair, check_pairs, each_pair, holds_pairs, read_first_chosen,

@@ -18,6 +18,9 @@ const ANSWERS: [[&str; 2]; 2] = [
     ["chosen", "rejected"],
     ["preferred_output", "non_preferred_output"],
 ];
+/// Names in data of ms-swift for a rejected answer, and for the chosen one, which may also be the last of `messages`.
+const REJECTED: &str = "rejected_response";
+const SWIFT: [&str; 2] = ["response", "messages"];
 /// Names of a question that is a text or a list of messages.
 const QUESTIONS: [&str; 4] = ["messages", "conversations", "prompt", "question"];
 
@@ -29,7 +32,9 @@ pub(crate) fn is_pair(object: &Map<String, Value>, columns: &Columns) -> bool {
             .and_then(|column| object.get(column))
             .is_some_and(|value| !value.is_null())
     };
+    let [preferred, _] = SWIFT;
     ANSWERS.iter().any(|names| names.iter().all(has))
+        || has(&REJECTED) && (has(&preferred) || has(&"messages"))
 }
 
 /// Reads a row with two answers: the row with the chosen one, and the row with the rejected one.
@@ -40,13 +45,18 @@ pub(crate) fn parse_pair(
     report: &mut FieldReport,
 ) -> Result<[DataRow; 2], DatasetError> {
     let fields = Fields::new(object, columns, location);
-    let [plain, openai] = ANSWERS;
-    let names = match fields.has(openai[0]) {
-        true => openai,
-        false => plain,
-    };
+    let [_, openai] = ANSWERS;
+    let names = answer_names(&fields);
     let [chosen, rejected] = names.map(|name| answer(&fields, name));
-    let (chosen, rejected) = (chosen?, rejected?);
+    let (mut chosen, rejected) = (chosen?, rejected?);
+    if names[0] == "messages" {
+        if chosen.last().is_none_or(|turn| turn.role != "assistant") {
+            let message = "must end with the answer to prefer to `rejected_response`";
+            return Err(fields.error("messages", message));
+        }
+        // What comes before it is the question, as in a row with both.
+        chosen.drain(..chosen.len() - 1);
+    }
     let question = match names == openai {
         true => openai_question(&fields)?,
         false => plain_question(&fields, &chosen, &rejected)?,
@@ -70,6 +80,19 @@ pub(crate) fn parse_pair(
     ];
     fields.report(report);
     Ok(pair)
+}
+
+/// The columns of the chosen and of the rejected answer.
+fn answer_names(fields: &Fields<'_>) -> [&'static str; 2] {
+    let [plain, openai] = ANSWERS;
+    if fields.has(openai[0]) {
+        openai
+    } else if fields.has(plain[0]) || !fields.has(REJECTED) {
+        plain
+    } else {
+        let chosen = SWIFT.into_iter().find(|name| fields.has(name));
+        [chosen.unwrap_or("response"), REJECTED]
+    }
 }
 
 /// The field that holds the question, and its turns with the system prompt and the history of the row; no turns if the row has no such
@@ -100,7 +123,7 @@ fn plain_question(
     rejected: &[Message],
 ) -> Result<Asked, DatasetError> {
     for field in QUESTIONS {
-        if fields.is_under_other_name(field) {
+        if field == "conversations" && fields.is_under_other_name(field) {
             continue;
         }
         let Some(value) = fields.get(field) else {

@@ -244,6 +244,48 @@ fn tool_calls_are_trained_as_a_request_renders_them() {
 }
 
 #[test]
+fn nulls_that_arrow_adds_to_tools_and_their_calls_are_left_out() {
+    let row = |arguments: &str, tools: &str| {
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"q"}},{{"role":"assistant","content":"","tool_calls":[{{"function":{{"name":"w","arguments":{arguments}}}}}]}}],"tools":{tools}}}"#
+        )
+    };
+    let tools = |parameters: &str| {
+        format!(r#"[{{"type":"function","function":{{"name":"w","parameters":{parameters}}}}}]"#)
+    };
+    let schema = r#"{"type":"object","properties":{"c":{"type":"string","enum":null},"d":null,"e":{"type":"integer","default":null},"f":{"type":["string","null"]}}}"#;
+    let filled = r#"{"c":"Rome","d":null,"e":null,"f":null,"g":null}"#;
+    let text = tools(schema).replace('"', "\\\"");
+    let lines = [
+        row(filled, &tools(schema)),
+        row(filled, &format!("\"{text}\"")),
+        row(filled, "null"),
+        row(r#""{\"c\": null}""#, &tools(schema)),
+    ];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let scan = scan(&lines);
+    let outputs: Vec<&str> = scan.data.rows.iter().map(|row| row.output()).collect();
+    let call = |arguments: &str| {
+        format!("<tool_call>\n{{\"name\": \"w\", \"arguments\": {arguments}}}\n</tool_call>")
+    };
+    let known = call(r#"{"c": "Rome", "f": null}"#);
+    let unknown = call(r#"{"c": "Rome", "d": null, "e": null, "f": null, "g": null}"#);
+    let written = call(r#"{"c": null}"#);
+    assert_eq!(outputs, [&known, &known, &unknown, &written]);
+    let instructions = scan.data.rows[0].tools.as_deref().unwrap();
+    let expected = r#""properties": {"c": {"type": "string"}, "e": {"type": "integer", "default": null}, "f": {"type": ["string", "null"]}}"#;
+    assert!(instructions.contains(expected), "{instructions}");
+    assert_eq!(
+        scan.fields.honoured,
+        counts(&[
+            ("tool_calls", 4),
+            ("tools", 3),
+            ("tool_calls: null arguments", 3)
+        ])
+    );
+}
+
+#[test]
 fn broken_tool_call_is_reported_by_field() {
     let error = |message: &str| {
         let text = format!(r#"{{"messages":[{{"role":"user","content":"q"}},{message}]}}"#);

@@ -96,6 +96,34 @@ fn messages_that_repeat_the_chosen_answer_are_not_the_question() {
 }
 
 #[test]
+fn pairs_of_ms_swift_are_read() {
+    let turns = |row: &DataRow| {
+        let turns = row.turns(None).unwrap().into_iter();
+        turns.map(|turn| turn.content).collect::<Vec<_>>()
+    };
+    for line in [
+        r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"rejected_response":"b"}"#,
+        r#"{"system":"s","query":"q","response":"a","rejected_response":"b"}"#,
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), line).unwrap();
+        assert!(
+            holds_pairs(file.path(), &Columns::default()).unwrap(),
+            "{line}"
+        );
+        let pair = one(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert_eq!(turns(&pair.chosen), ["s", "q", "a"], "{line}");
+        assert_eq!(turns(&pair.rejected), ["s", "q", "b"], "{line}");
+    }
+    let error =
+        one(r#"{"messages":[{"role":"user","content":"q"}],"rejected_response":"b"}"#).unwrap_err();
+    assert!(
+        error.contains("field `messages`: must end with the answer to prefer"),
+        "{error}"
+    );
+}
+
+#[test]
 fn empty_tools_of_a_pair_are_as_none() {
     let pair = |tools: &str| {
         one(&format!(
