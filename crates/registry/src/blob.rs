@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use formats::atomic_file::{self, AtomicFolder};
 use formats::disk;
-use formats::peft::{self, AdapterConfig, OtherFormat, PeftError};
+use formats::peft::{self, AdapterConfig, PeftError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -71,7 +71,7 @@ impl AdapterContent {
     pub fn read(dir: &Path) -> Result<AdapterContent, RegistryError> {
         let path = dir.join(peft::CONFIG_FILE);
         let config = read_limited(&path, MAX_CONFIG)?;
-        OtherFormat::refuse(dir)?;
+        peft::refuse_other_formats(dir)?;
         let parsed = AdapterConfig::parse(&config, &path)?;
         let path = dir.join(peft::WEIGHTS_FILE);
         let weights = read_limited(&path, MAX_WEIGHTS)?;

@@ -24,6 +24,6 @@ pub use limits::{CONFIG_FILE, MAX_RANK, WEIGHTS_FILE};
 pub use module::Module;
 pub use other_format::OtherFormat;
 pub use patterns::TargetModules;
-pub use read::{AdapterFile, content_hash, read_shapes};
+pub use read::{AdapterFile, content_hash, read_shapes, refuse_other_formats};
 
 pub use crate::safetensors::Dtype;

@@ -1,8 +1,5 @@
 //! Recognises adapters in formats that are not read, so that messages say what is there.
 
-use std::path::Path;
-
-use super::error::PeftError;
 use super::limits::WEIGHTS_FILE;
 
 /// A format of adapters that is not read.
@@ -32,20 +29,6 @@ impl OtherFormat {
             return None;
         }
         FORMATS.into_iter().find(|format| has(format.file()))
-    }
-
-    /// Refuses the adapter in the folder `dir` if it is in such a format.
-    ///
-    /// # Errors
-    /// [`PeftError::OtherFormat`].
-    pub fn refuse(dir: &Path) -> Result<(), PeftError> {
-        match OtherFormat::of(|file| dir.join(file).exists()) {
-            None => Ok(()),
-            Some(found) => Err(PeftError::OtherFormat {
-                path: dir.to_owned(),
-                found,
-            }),
-        }
     }
 }
 

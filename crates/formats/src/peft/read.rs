@@ -57,7 +57,7 @@ impl AdapterFile {
     pub fn open(dir: &Path) -> Result<AdapterFile, PeftError> {
         let (config_path, path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
         let config_bytes = read_limited(&config_path, MAX_CONFIG_BYTES)?;
-        OtherFormat::refuse(dir)?;
+        refuse_other_formats(dir)?;
         let config = AdapterConfig::parse(&config_bytes, &config_path)?;
         let weights = read_limited(&path, MAX_WEIGHTS_BYTES)?;
         AdapterFile::parse(config, [config_bytes, weights], path)
@@ -226,12 +226,26 @@ impl Adapter {
     }
 }
 
+/// Refuses the adapter in the folder `dir` if its weights are in a format that is not read.
+///
+/// # Errors
+/// [`PeftError::OtherFormat`].
+pub fn refuse_other_formats(dir: &Path) -> Result<(), PeftError> {
+    match OtherFormat::of(|file| dir.join(file).exists()) {
+        None => Ok(()),
+        Some(found) => Err(PeftError::OtherFormat {
+            path: dir.to_owned(),
+            found,
+        }),
+    }
+}
+
 /// The pairs of the adapter in the folder `dir`, sorted by layer and module, without their values, which are not read.
 ///
 /// # Errors
 /// As [`AdapterFile::open`].
 pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
-    OtherFormat::refuse(dir)?;
+    refuse_other_formats(dir)?;
     let path = dir.join(WEIGHTS_FILE);
     let config = AdapterConfig::read(dir)?;
     let error = |source| PeftError::Io {
@@ -256,7 +270,7 @@ pub fn read_shapes(dir: &Path) -> Result<Vec<PairShape>, PeftError> {
 /// # Errors
 /// [`PeftError::Io`] where a file cannot be read, [`PeftError::OtherFormat`].
 pub fn content_hash(dir: &Path) -> Result<String, PeftError> {
-    OtherFormat::refuse(dir)?;
+    refuse_other_formats(dir)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
     for name in [CONFIG_FILE, WEIGHTS_FILE] {
