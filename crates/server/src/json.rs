@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use futures_util::Stream as _;
@@ -75,7 +76,12 @@ fn count_values(json: &[u8]) -> usize {
 async fn receive(work: &Work, request: Request) -> Result<(Vec<u8>, ReservedBytes), ApiError> {
     let mut reserved = work.server().bodies.reserve(work.key().clone());
     let (mut bytes, mut received, mut refused) = (Vec::new(), 0, None);
-    let mut pieces = request.into_body().into_data_stream();
+    let body = request.into_body();
+    // The `Content-Length`, if there is one.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(ApiError::too_large());
+    }
+    let mut pieces = body.into_data_stream();
     while let Some(piece) = poll_fn(|context| Pin::new(&mut pieces).poll_next(context)).await {
         let piece = piece.map_err(|error| {
             let message = format!("the body ended early: {error}");

@@ -49,9 +49,10 @@ fn compares(thresholds: &Thresholds) -> bool {
 }
 
 /// Chooses the baselines of a job for `persona`: those that the client named, or else the first by name that have an adapter and that the
-/// client may use, with those in the server's folder first. If the persona's own gate compares with baselines, those that it would have
-/// without the request stay among them: fewer or other ones could loosen it. If there are none, thresholds that the client gave are
-/// refused, and those of the server's folder are dropped.
+/// client may use, with those in the server's folder first. If the persona's own gate compares with baselines, its baselines are the same
+/// for every client, whichever personas it may use and whatever it names: fewer or other ones could loosen the gate. A job shows neither
+/// their names nor their answers. If there are none, thresholds that the client gave are refused, and those of the server's folder are
+/// dropped.
 ///
 /// # Errors
 /// [`JobError::Invalid`] with the field, or [`JobError::Denied`].
@@ -71,12 +72,14 @@ pub(crate) fn choose(
             )),
         };
     }
+    let own_compares = sides.own.is_some_and(compares);
     let mut others = match &thresholds.baselines {
         Some(names) => named_baselines(service, caller, persona, names)?,
-        None => default_baselines(service, caller, persona),
+        None if own_compares => Vec::new(),
+        None => default_baselines(service, persona, |name| caller.may_use(name)),
     };
-    if thresholds.baselines.is_some() && sides.own.is_some_and(compares) {
-        for other in default_baselines(service, caller, persona) {
+    if own_compares {
+        for other in default_baselines(service, persona, |_| true) {
             let is_listed =
                 |listed: &Persona| (&listed.name, listed.version) == (&other.name, other.version);
             if !others.iter().any(is_listed) {
@@ -149,17 +152,20 @@ fn named_baselines(
     Ok(others)
 }
 
-/// The first personas by name that can be baselines.
-fn default_baselines(service: &Service, caller: &Caller, persona: &str) -> Vec<Persona> {
+/// The first allowed personas by name that can be baselines.
+fn default_baselines(
+    service: &Service,
+    persona: &str,
+    allowed: impl Fn(&str) -> bool,
+) -> Vec<Persona> {
     let personas = service.personas();
     let folder = service.catalog().folder();
     let mut names = personas.names();
     // A stable sort: each group stays in the order of names.
     names.sort_by_key(|name| folder.get(name).is_none());
-    let allowed = |name: &&str| *name != persona && caller.may_use(name);
     let others = names
         .into_iter()
-        .filter(allowed)
+        .filter(|name| *name != persona && allowed(name))
         .filter_map(|name| personas.get(name));
     others
         .filter(|other| other.adapter.is_some() && other.system_prompt_by_default().is_ok())
@@ -168,7 +174,8 @@ fn default_baselines(service: &Service, caller: &Caller, persona: &str) -> Vec<P
         .collect()
 }
 
-/// The baselines of `thresholds`. One that does not exist any more is skipped, with an event.
+/// The baselines of `thresholds`. One that does not exist any more is skipped, with an event, which has no name: the job's owner may not
+/// know it.
 pub(crate) fn candidates(
     queue: &JobsState,
     record: &JobRecord,
@@ -184,10 +191,12 @@ pub(crate) fn candidates(
                 other,
             ))?),
             _ => {
-                let message = format!(
+                tracing::warn!(
+                    job = %record.id,
                     "{pinned} does not exist any more, so the gate does not compare with it"
                 );
-                let message = queue.client_message(&message);
+                let message = "a persona that the gate compares with does not exist any more";
+                let message = queue.client_message(message);
                 queue.event_log(&record.id).push("warn", message, None);
             }
         }

@@ -6,7 +6,7 @@ use dataset::stop::NEVER;
 use model::YieldPoint;
 use train::Learner;
 
-use crate::evaluation::answers::{self, Responder};
+use crate::evaluation::answers::{self, Answered, Responder};
 use crate::evaluation::offline_engine;
 use crate::evaluation::{Candidate, gate, measures};
 use crate::fine_tuning::baselines;
@@ -68,7 +68,9 @@ pub(crate) fn check(
         Arc::clone(&yield_point),
         &mut progress,
     )?;
-    let samples = answers.all.iter().take(SAMPLES).map(|answered| {
+    // Baselines answer some of the rows, too, and the job's owner may not use each of them.
+    let own = |answered: &&Answered| answered.question.responder == Responder::Persona(0);
+    let samples = answers.all.iter().filter(own).take(SAMPLES).map(|answered| {
         let row = &candidates[0].rows[answered.question.row];
         Sample {
             question: shortened(&row.input()),

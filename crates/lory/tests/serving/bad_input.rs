@@ -1,5 +1,7 @@
 //! Invalid requests: the error names the field, and the server continues to serve.
 
+use std::io::{Read as _, Write as _};
+
 use serde_json::{Value, json};
 
 use crate::setup::shared_server;
@@ -278,6 +280,13 @@ fn too_large_body_is_rejected_with_the_limit() {
     let (status, code, _, message) = server.post("/generate", &body).error();
     assert_eq!((status, code.as_str()), (413, "request_too_large"));
     assert!(message.contains("4194304"), "{message}");
+    // A body whose announced length is too large is refused before it arrives.
+    let mut stream = server.connect();
+    let head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 413");
 }
 
 #[test]

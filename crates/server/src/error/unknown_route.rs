@@ -44,7 +44,7 @@ fn advice(path: &str) -> Option<&'static str> {
             path.strip_prefix(*route)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        CLIENT_ROUTES.iter().any(|route| below(&route))
+        CLIENT_ROUTES.iter().any(below)
     };
     match path {
         "/v1" | "/v1/" => {

@@ -298,7 +298,7 @@ pub(super) async fn content(
     let jobs = state.jobs()?;
     let opened = work.records(move || {
         let file = jobs.file(&Viewer::of(&caller), &id)?;
-        let opened = std::fs::File::open(jobs.file_path(&file));
+        let opened = formats::disk::open(&jobs.file_path(&file));
         let opened = opened.map_err(|_| ApiError::internal("the file cannot be read"))?;
         Ok::<_, ApiError>((file, opened))
     });

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use registry::{
-    AdapterContent, LogEntry, PersonaSettings, Publication, PublishedVersion, Registry,
+    AdapterContent, LogEntry, PersonaRef, PersonaSettings, Publication, PublishedVersion, Registry,
     RegistryError,
 };
 
@@ -109,6 +109,21 @@ impl Service {
         let changed = change(self.registry()?)?;
         self.catalog.refresh()?;
         Ok(changed)
+    }
+
+    /// Gives a persona, or a version of it, another name.
+    ///
+    /// # Errors
+    /// The name is the base's or one of `--model-alias`, which goes before it, or the registry's errors.
+    pub fn alias(&self, alias: &str, target: &PersonaRef) -> Result<(), PublishError> {
+        let name = alias.to_owned();
+        if name == self.base.name {
+            return Err(PublishError::NameOfBase { name });
+        }
+        if self.is_model_alias(alias) {
+            return Err(PublishError::NameOfAlias { name });
+        }
+        self.change(|registry| registry.alias(alias, target))
     }
 
     /// Removes a published persona.

@@ -47,6 +47,11 @@ fn alias_of_a_model_names_the_adapter_to_continue() {
         (409, "persona_refused"),
         "{message}"
     );
+    // Nor does the registry give a persona this name.
+    let target = json!({"target": "warm"});
+    let named = server.http.put("/v1/persona_aliases/gpt-4o", &target);
+    let (status, code, ..) = named.error();
+    assert_eq!((status, code.as_str()), (409, "persona_refused"));
     job["suffix"] = json!("more");
     for (alias, expected) in [
         ("both", "model: is a blend"),

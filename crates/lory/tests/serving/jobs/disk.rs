@@ -205,6 +205,24 @@ fn pipes_and_devices_do_not_hinder_the_start() {
     server.upload(&rows(13));
 }
 
+#[cfg(unix)]
+#[test]
+fn content_of_a_file_that_became_a_pipe_is_an_error() {
+    let fixture = JobsFixture::new();
+    let server = fixture.start();
+    let file = server.upload(&rows(12));
+    let folder = fixture.path(&format!("jobs/files/{file}"));
+    let is_content = |path: &std::path::PathBuf| !path.ends_with("file.json");
+    let entries = fs::read_dir(folder).unwrap();
+    let content: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    let content = content.into_iter().find(is_content).unwrap();
+    fs::remove_file(&content).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&content).status();
+    assert!(made.unwrap().success());
+    let reply = server.http.get(&format!("/v1/files/{file}/content"));
+    assert_eq!(reply.status, 500, "{}", reply.text);
+}
+
 #[test]
 fn job_whose_folder_is_removed_fails_with_the_reason() {
     let fixture = JobsFixture::new();

@@ -266,6 +266,28 @@ fn baselines_of_a_request_do_not_replace_those_of_the_personas_gate() {
 }
 
 #[test]
+fn baselines_of_the_personas_gate_do_not_depend_on_the_key_and_show_no_answers() {
+    let fixture = JobsFixture::new();
+    let loud = "system_prompt = \"You are loud.\"\nmax_new_tokens = 4\n[eval]\nany_of = ['']\n";
+    fixture.home.persona("loud", loud, Some(&adapter(13)));
+    let guarded = "max_new_tokens = 4\n[eval]\ntone_at_least = 0.0\ncopied_at_least = 0.0\nother_tone_at_most = 0.5\n";
+    fixture.home.persona("guarded", guarded, None);
+    let keys = [("one", "personas = ['guarded']\nbase = true")];
+    let server = server_with_keys(&fixture, &keys);
+    let file = id(&server.upload_as("one", &rows(24)));
+    let mut wanted = body(&file, "guarded");
+    wanted["hyperparameters"]["n_epochs"] = json!(1);
+    wanted["validation_file"] = json!(id(&server.upload_as("one", &rows(1))));
+    let job = id(&server.send_as("one", "POST", JOBS, &wanted));
+    let job = server.finished_as("one", &format!("{JOBS}/{job}"));
+    assert_eq!(job["error"]["code"], "gate_refused", "{job:#}");
+    // The only question has one answer of the adapter; `loud` answers it, too.
+    let samples = job["lory"]["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 1, "{job:#}");
+    assert!(!job.to_string().contains("loud"), "{job:#}");
+}
+
+#[test]
 fn generated_names_are_within_the_patterns_of_the_key() {
     let fixture = JobsFixture::new();
     let keys = [

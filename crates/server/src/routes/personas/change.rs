@@ -201,7 +201,7 @@ pub(crate) async fn alias(
     let target = PersonaRef { name, version };
     let response = Alias::new(&alias, &target);
     let service = state.service()?;
-    work.administration(move || service.change(|registry| registry.alias(&alias, &target)))
+    work.administration(move || service.alias(&alias, &target))
         .await??;
     Ok(Json(response))
 }
