@@ -70,14 +70,19 @@ pub(crate) fn check(
     )?;
     // Baselines answer some of the rows, too, and the job's owner may not use each of them.
     let own = |answered: &&Answered| answered.question.responder == Responder::Persona(0);
-    let samples = answers.all.iter().filter(own).take(SAMPLES).map(|answered| {
-        let row = &candidates[0].rows[answered.question.row];
-        Sample {
-            question: shortened(&row.input()),
-            reference: shortened(row.output()),
-            answer: shortened(&answered.text),
-        }
-    });
+    let samples = answers
+        .all
+        .iter()
+        .filter(own)
+        .take(SAMPLES)
+        .map(|answered| {
+            let row = &candidates[0].rows[answered.question.row];
+            Sample {
+                question: shortened(&row.input()),
+                reference: shortened(row.output()),
+                answer: shortened(&answered.text),
+            }
+        });
     let samples = samples.collect();
     if thresholds.is_none() {
         return Ok((Vec::new(), samples));
