@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::source::format_name;
+use super::layout::format_name;
 use super::{DataFileError, Unusable};
 
 /// Most files of a folder.

@@ -3,6 +3,7 @@
 //! turns on a line is one.
 
 mod folder;
+mod layout;
 mod other_format;
 mod records;
 mod source;
@@ -10,8 +11,9 @@ mod source;
 use std::path::PathBuf;
 
 pub use folder::{DataFiles, MAX_FOLDER_FILES, data_files};
+pub use layout::{Layout, is_table};
 pub use records::{MAX_COLUMNS, MAX_LINE, Record, Records};
-pub use source::{ContentTooLarge, Counted, DataFile, Layout, MAX_ZSTD_WINDOW, is_table};
+pub use source::{ContentTooLarge, Counted, DataFile, MAX_ZSTD_WINDOW};
 
 /// Why a file or a folder cannot be read as rows.
 #[derive(Debug, thiserror::Error)]

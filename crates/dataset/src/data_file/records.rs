@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read};
 
 use csv_core::ReadRecordResult;
 
-use super::source::{Layout, NAMES_DELIMITER};
+use super::layout::{Layout, NAMES_DELIMITER};
 
 /// Longest record of a data file, in bytes; the end of a line does not count.
 pub const MAX_LINE: usize = 1 << 20;
