@@ -215,7 +215,7 @@ impl<'a> HubClient<'a> {
             return Ok(0);
         }
         let folder = path.parent().unwrap_or(folder);
-        disk::create_folders(folder).map_err(|source| PullError::Folder {
+        disk::create_private_folders(folder).map_err(|source| PullError::Folder {
             path: folder.to_owned(),
             source,
         })?;

@@ -58,7 +58,7 @@ pub fn pull(
         let path = path.to_owned();
         move |source| PullError::Folder { path, source }
     };
-    formats::disk::create_folders(&folder).map_err(error(&folder))?;
+    formats::disk::create_private_folders(&folder).map_err(error(&folder))?;
     let lock = cache_folder::FolderLock::wait(&folder, progress).map_err(error(&folder))?;
     // The previous holder of the lock may have fetched it.
     let cache = match cache_folder::check(base, &path) {

@@ -172,7 +172,7 @@ pub fn pull_repository(
         let path = path.to_owned();
         move |source| PullError::Folder { path, source }
     };
-    disk::create_folders(&folder).map_err(io(&folder))?;
+    disk::create_private_folders(&folder).map_err(io(&folder))?;
     let _lock = FolderLock::wait(&folder, progress).map_err(io(&folder))?;
     let hub = HubClient::new(wanted.id.as_str(), hub);
     progress.spin(&format!("Asking {} for {}", hub.endpoint, wanted.id));
@@ -183,7 +183,7 @@ pub fn pull_repository(
     let chosen = choose(&listing.siblings, wanted.file.as_deref());
     let Chosen { files, file, kind } = chosen.map_err(|why| hub.failed(why))?;
     let at = folder.join(&listing.sha);
-    disk::create_folders(&at).map_err(io(&at))?;
+    disk::create_private_folders(&at).map_err(io(&at))?;
     let total: u64 = files.iter().filter_map(|file| file.size).sum();
     progress.bytes(&format!("Fetching {}", wanted.id), total);
     let mut bytes = 0;

@@ -135,7 +135,7 @@ impl QuantCache {
             return Ok(hash);
         }
         let hash = sha256(path)?;
-        if disk::create_folders(&self.folder).is_ok() {
+        if disk::create_private_folders(&self.folder).is_ok() {
             self.sweep();
             marker::write(&marker, hash.as_bytes());
         }
@@ -186,7 +186,7 @@ impl QuantCache {
             .iter()
             .filter_map(|(_, dtype, dims)| dtype.bytes_for(dims.iter().product()))
             .sum();
-        disk::create_folders(&self.folder)?;
+        disk::create_private_folders(&self.folder)?;
         self.make_room(bytes)?;
         // The files are listed before they are read: if they change meanwhile, the marker does not match them.
         let marker = self.marker(&source);

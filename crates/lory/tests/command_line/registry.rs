@@ -29,6 +29,22 @@ fn adapter_that_is_published_under_its_name_answers() {
 }
 
 #[test]
+fn settings_next_to_an_adapter_are_published_with_it() {
+    let dir = TestDir::with_tones();
+    let folder = "personas/warm/adapter";
+    let settings = "system_prompt = \"You are a pirate.\"";
+    std::fs::write(dir.path(&format!("{folder}/persona.toml")), settings).unwrap();
+    let publish = ["persona", "publish", "pirate", "--adapter", folder];
+    dir.run(&[&publish[..], &BASE[..]].concat()).succeeds();
+    let shown = dir.run(&["persona", "show", "pirate"]);
+    assert!(shown.succeeds().contains("You are a pirate."));
+    // A broken file is an error, not a version without its settings.
+    std::fs::write(dir.path(&format!("{folder}/persona.toml")), "system = 1").unwrap();
+    dir.run(&[&publish[..], &BASE[..]].concat())
+        .fails(1, &["persona.toml", "system"]);
+}
+
+#[test]
 fn personas_are_published_shown_and_rolled_back() {
     let dir = TestDir::with_tones();
     let publish = |args: &[&str]| {

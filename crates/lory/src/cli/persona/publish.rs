@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use registry::{AdapterContent, Persona, PersonaSettings, Publication};
+use registry::{AdapterContent, Persona, PersonaSettings, Personas, Publication};
 use serde_json::json;
 
 use crate::cli::exit::ExitStatus;
@@ -19,7 +19,7 @@ use base::hub;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 By default the adapter, the system prompt and the other settings are those of the persona in the folder of personas.
-With --adapter only the adapter is new; the settings are those of the current version.
+With --adapter only the adapter is new; the settings are those of the current version, unless there is a persona.toml next to the adapter.
 
 Examples:
   lory persona publish customer
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     let registry = args.registry.open()?;
     let name = args.as_name.as_ref().unwrap_or(&args.name);
     let (folder, settings) = match &args.adapter {
-        Some(adapter) => (Some(adapter.clone()), None),
+        Some(adapter) => (Some(adapter.clone()), settings_next_to(adapter)?),
         None => {
             let persona = in_folder(args)?;
             let adapter = persona.adapter.as_ref().map(|adapter| adapter.path.clone());
@@ -104,6 +104,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitStatus> {
     };
     print(&text)?;
     Ok(ExitStatus::Success)
+}
+
+/// The settings of an adapter's folder that has them, which are those that `--adapter` of the other commands answers with.
+fn settings_next_to(adapter: &Path) -> anyhow::Result<Option<PersonaSettings>> {
+    if !adapter.join("persona.toml").is_file() {
+        return Ok(None);
+    }
+    let persona = Personas::of_adapter(adapter).context("--adapter")?;
+    Ok(Some(PersonaSettings::of(&persona)))
 }
 
 /// The persona in the folder of personas.
