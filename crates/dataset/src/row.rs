@@ -369,7 +369,7 @@ fn mappings(fields: &Fields<'_>) -> Vec<String> {
     }
     let has = |found: &[(String, &String)], names: [&str; 2]| {
         let is_found = |name: &&str| found.iter().any(|(field, _)| field == name);
-        names.iter().any(|name| fields.has(name)) || names.iter().any(|name| is_found(&name))
+        names.iter().any(|name| fields.has(name)) || names.iter().any(is_found)
     };
     if found.iter().all(|(field, _)| field != "conversations") {
         for names in [["instruction", "prompt"], ["output", "completion"]] {
