@@ -159,9 +159,7 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> String {
         Category::Eof if text.starts_with('[') => {
             "; a list over several lines is not read: write one object a line, without the list's brackets and commas"
         }
-        Category::Eof => {
-            "; a row must be whole on its line: write an object that is on several lines on one, or all of them as a list in [ and ]"
-        }
+        Category::Eof => "; a row must be whole on its line, or all rows are one list in [ and ]",
         _ if text.trim_end().ends_with("},") && reason.starts_with("trailing characters") => {
             "; remove the comma behind the row, or write all rows as a list in [ and ]"
         }

@@ -42,7 +42,7 @@ A running server accepts the key within seconds. Only the secret is written to s
 Examples:
   lory key new ops --admin
   lory key new acme --persona 'acme-*' --requests-per-minute 60 --tokens-per-minute 20000
-  lory key new ci --train --persona 'acme-*' --open-jobs 2 --file-bytes 500MB")]
+  lory key new ci --train --persona 'acme-*' --base --open-jobs 2 --file-bytes 500MB")]
 pub(crate) struct NewArgs {
     /// The key's name, which is in the logs
     name: String,
