@@ -220,7 +220,11 @@ mod tests {
                 "unknown field `presence_penalty`, expected one of `temperature`",
             ),
             (Persona, r#"{"seed": -1}"#, "expected u64"),
-            (OpenAi, r#"{"top_k": 1.5}"#, "expected usize"),
+            (
+                OpenAi,
+                r#"{"top_k": 1.5}"#,
+                "expected a whole number from 0, or -1 for no limit",
+            ),
             (
                 OpenAi,
                 r#"{"top_p": 1, "top_p": 1}"#,
