@@ -43,7 +43,7 @@ impl DatasetScan {
     /// The rows, where no line is broken and there is at least one.
     ///
     /// # Errors
-    /// [`DatasetError::Row`] where one line is broken, [`DatasetError::Rows`] where several are, [`DatasetError::Data`] where
+    /// [`DatasetError::Row`] where one line is broken, [`DatasetError::Rows`] where several are, [`DatasetError::File`] where
     /// there are no rows.
     pub fn whole(mut self) -> Result<Dataset, DatasetError> {
         let file = self.data.file.to_string();
