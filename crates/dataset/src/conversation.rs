@@ -62,7 +62,7 @@ impl Turns {
     }
 }
 
-/// The turns in `field` up to the assistant's last answer. What follows it is not used, and is counted.
+/// The turns in `field` up to the assistant's last answer. Later messages are counted and not used.
 pub(crate) fn conversation(
     fields: &Fields<'_>,
     field: &'static str,

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::alphabet;
+use super::control_tokens::Kind;
 use super::pre_tokenizer::{SPACE, Spelling};
-use super::vocabulary::{Kind, Vocabulary, byte_token};
+use super::vocabulary::{Vocabulary, byte_token};
 
 /// The bytes of every token, end to end.
 pub(super) struct Pieces {

@@ -11,6 +11,7 @@
 //! This module knows no templates and adds no tokens; the caller that builds a prompt does.
 
 mod alphabet;
+mod control_tokens;
 mod detokenizer;
 mod error;
 mod family;
@@ -30,9 +31,10 @@ use tokenizers::Model as _;
 use tokenizers::models::bpe::BPE;
 
 use crate::gguf::Gguf;
+use control_tokens::Kind;
 use detokenizer::Pieces;
 use pre_tokenizer::PreTokenizer;
-use vocabulary::{Kind, Vocabulary};
+use vocabulary::Vocabulary;
 
 /// How the text of a control token, such as `<|im_end|>`, is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

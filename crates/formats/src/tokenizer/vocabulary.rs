@@ -1,10 +1,11 @@
 //! The checked vocabulary of a GGUF's metadata or a `tokenizer.json`: tokens, their kinds, merges, and special tokens.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 
+use super::control_tokens::{Kind, is_spelled_like_control, mark_control, named_ends};
 use super::error::TokenizerError;
 use super::pre_tokenizer::{PreTokenizer, Spelling};
 use crate::gguf::Gguf;
@@ -24,23 +25,6 @@ const MAX_VOCABULARY_BYTES: usize = 32 << 20;
 const MAX_ADDED: usize = 1 << 15;
 const MAX_ADDED_BYTES: usize = 1 << 20;
 
-/// Control tokens that end an answer in the supported families, whether or not a file names them.
-const END_TOKENS: [&str; 11] = [
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|eot|>",
-    "<|end|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<|endofturn|>",
-    STRUCK_OUT,
-];
-/// Ends an answer in some families; in others it is a piece of HTML.
-const STRUCK_OUT: &str = "</s>";
-
 /// The special tokens that the other files of a folder name, next to `tokenizer.json`.
 #[derive(Debug, Clone, Default)]
 pub struct Roles {
@@ -52,17 +36,6 @@ pub struct Roles {
     pub add_bos: Option<bool>,
     /// Ids that end an answer, in addition to `eos` and to those known by their names.
     pub ends: Vec<u64>,
-}
-
-/// What a token is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A piece of text in the byte alphabet.
-    Normal,
-    /// A control token, which has no text (type 3).
-    Control,
-    /// Its own text, which always becomes this token (type 4).
-    UserDefined,
 }
 
 pub(super) struct Vocabulary {
@@ -508,49 +481,6 @@ fn json_merges(model: &Value, origin: &str) -> Result<Vec<(String, String)>, Tok
             pair.ok_or_else(|| invalid("model.merges", unspaced(index, &merge.to_string())))
         })
         .collect()
-}
-
-/// Marks control tokens that a file does not mark: those that end an answer by their name, those that have a role (`named`) and are
-/// spelled like a control token, and those spelled `<|...|>` that no merge makes, so that no text has them.
-fn mark_control(tokens: &[String], kinds: &mut [Kind], named: &[u32], merges: &[(String, String)]) {
-    let mut unmerged = HashSet::new();
-    for (id, (token, kind)) in tokens.iter().zip(kinds.iter_mut()).enumerate() {
-        let is_named = named.contains(&(id as u32));
-        let is_end = END_TOKENS.contains(&token.as_str()) && token != STRUCK_OUT;
-        if is_end || (is_named && is_spelled_like_control(token)) {
-            *kind = Kind::Control;
-        } else if *kind == Kind::Normal && token.starts_with("<|") && token.ends_with("|>") {
-            unmerged.insert(token.as_str());
-        }
-    }
-    if unmerged.is_empty() || merges.is_empty() {
-        return;
-    }
-    for (left, right) in merges {
-        if left.starts_with('<') && right.ends_with('>') {
-            unmerged.remove(format!("{left}{right}").as_str());
-        }
-    }
-    for (token, kind) in tokens.iter().zip(kinds) {
-        if unmerged.contains(token.as_str()) {
-            *kind = Kind::Control;
-        }
-    }
-}
-
-fn is_spelled_like_control(token: &str) -> bool {
-    let signs = [('<', '>'), ('[', ']'), ('|', '|')];
-    let in_signs = |(open, close)| token.starts_with(open) && token.ends_with(close);
-    token.len() > 2 && signs.into_iter().any(in_signs)
-}
-
-/// The control tokens that end an answer: those known by name, and `eos`.
-fn named_ends(tokens: &[String], kinds: &[Kind], eos: Option<u32>) -> Vec<u32> {
-    let named = (0u32..).zip(tokens.iter().zip(kinds));
-    let named = named.filter(|(_, (token, kind))| {
-        **kind == Kind::Control && END_TOKENS.contains(&token.as_str())
-    });
-    named.map(|(id, _)| id).chain(eos).collect()
 }
 
 /// The merges of a SentencePiece vocabulary: every way to make a token of two, the highest score first. Source:
